@@ -1,0 +1,1 @@
+//! What a job sees, and what it is kept from.

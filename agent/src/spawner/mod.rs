@@ -1,0 +1,3 @@
+//! The keeper and parent of all jobs of a host.
+
+pub mod protocol;

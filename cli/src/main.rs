@@ -1,0 +1,3 @@
+//! The `muster` executable.
+
+fn main() {}

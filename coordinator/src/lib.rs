@@ -1,0 +1,1 @@
+//! Holds the fleet's state, decides, persists, then acts; serves gRPC.

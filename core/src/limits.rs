@@ -1,0 +1,102 @@
+//! Every limit of the fleet with its default, in one file. Sizes are bytes.
+
+use crate::time::Millis;
+
+/// Between two heartbeats of a node.
+pub const HEARTBEAT_INTERVAL: Millis = Millis::from_secs(3);
+/// A node's lease: the greater of this and four intervals.
+pub const LEASE_MIN: Millis = Millis::from_secs(15);
+/// Percent that both clocks together may drift, added to the coordinator's side of a lease.
+pub const LEASE_DRIFT_PERCENT: u64 = 15;
+/// Time for the host to end what its lease covered.
+pub const LEASE_KILL: Millis = Millis::from_secs(2);
+/// A node that has been silent this long is lost.
+pub const LOST_AFTER: Millis = Millis::from_secs(120);
+/// With this many live nodes or more, the brake on evictions works.
+pub const BRAKE_NODES_MIN: usize = 5;
+/// The brake holds evictions for this long.
+pub const BRAKE_HOLD: Millis = Millis::from_secs(15 * 60);
+/// Ask again for a drain's proof, or evict again, after this.
+pub const DRAIN_ASK_AGAIN: Millis = Millis::from_secs(2);
+/// Deadline of a drain that names none and is not told to have none.
+pub const DRAIN_DEADLINE: Millis = Millis::from_secs(30 * 60);
+/// A released host that has not confirmed by then is asked again.
+pub const DELETE_ASK_AGAIN: Millis = Millis::from_secs(10);
+
+/// Prefill covers this much of a node's work by its mean task time.
+pub const PREFILL_HORIZON: Millis = Millis(100);
+/// Sent to one node and not started, at most.
+pub const PREFILL_MAX: u32 = 256;
+/// Attempts in one Start message.
+pub const START_BATCH_MAX: usize = 512;
+/// Nodes looked at for one placement before the next wake-up.
+pub const PLACEMENT_CANDIDATES_MAX: usize = 512;
+/// First wait before a failed task is placed again; doubles up to the most.
+pub const RETRY_BACKOFF_MIN: Millis = Millis(250);
+/// Longest wait before a failed task is placed again.
+pub const RETRY_BACKOFF_MAX: Millis = Millis::from_secs(60);
+
+/// Tasks in one job.
+pub const TASKS_MAX: u32 = 10_000_000;
+/// Jobs that are not finished.
+pub const OPEN_JOBS_MAX: usize = 100_000;
+/// Nodes in one fleet.
+pub const NODES_MAX: usize = 20_000;
+/// Priority, from minus this to this.
+pub const PRIORITY_MAX: i32 = 1_000;
+/// Idempotency key, in characters.
+pub const KEY_LEN_MAX: usize = 128;
+/// Names of jobs, nodes and pools, in bytes.
+pub const NAME_LEN_MAX: usize = 128;
+/// A reason given by an operator, in bytes.
+pub const REASON_LEN_MAX: usize = 1_024;
+/// Labels of a node, or constraints of a job.
+pub const LABELS_MAX: usize = 64;
+
+/// Arguments and environment of one attempt together.
+pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+/// One argument or environment entry: the kernel's own limit (MAX_ARG_STRLEN).
+pub const ARGUMENT_BYTES_MAX: usize = 128 << 10;
+/// Input files of one task.
+pub const INPUT_FILES_MAX: usize = 10_000;
+/// Output patterns of one job.
+pub const OUTPUT_FILES_MAX: usize = 1_000;
+/// A path below the working folder.
+pub const PATH_BYTES_MAX: usize = 4_095;
+/// A file up to this travels inside messages; a larger one through the blob store.
+pub const INLINE_FILE_BYTES_MAX: usize = 64 << 10;
+/// Output that has not been uploaded at the end and still travels with the end's report.
+pub const INLINE_TAIL_BYTES_MAX: usize = 16 << 10;
+/// A stored blob.
+pub const BLOB_BYTES_MAX: u64 = 64 << 30;
+/// One chunk of a blob or log.
+pub const CHUNK_BYTES: usize = 256 << 10;
+/// One gRPC message.
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// Default of stdout and stderr of one attempt together; past it they are cut.
+pub const OUTPUT_LIMIT: u64 = 64 << 20;
+/// Default of processes and threads of one attempt.
+pub const PIDS_LIMIT: u32 = 1_024;
+/// Default request: one core.
+pub const CPU_REQUEST_MILLI: u64 = 1_000;
+/// Default request of memory.
+pub const MEMORY_REQUEST_BYTES: u64 = 512 << 20;
+/// Default request of disk: the size of the working folder.
+pub const DISK_REQUEST_BYTES: u64 = 256 << 20;
+/// Default grace between SIGTERM and the end.
+pub const GRACE: Millis = Millis::from_secs(10);
+
+/// Events that the driver applies and commits together.
+pub const BATCH_EVENTS_MAX: usize = 4_096;
+/// Events waiting for the driver.
+pub const DRIVER_QUEUE_MAX: usize = 16_384;
+/// Messages waiting for one agent's stream.
+pub const SESSION_QUEUE_MAX: usize = 1_024;
+/// Streams of one HTTP/2 connection.
+pub const HTTP2_STREAMS_MAX: u32 = 256;
+/// Handshakes must be done by then.
+pub const HANDSHAKE_TIMEOUT: Millis = Millis::from_secs(10);
+/// A node certificate's life.
+pub const NODE_CERTIFICATE_LIFE: Millis = Millis::from_secs(24 * 3_600);
+/// A join token's life.
+pub const TOKEN_LIFE: Millis = Millis::from_secs(3_600);

@@ -1,0 +1,11 @@
+//! The wire: package `muster.v1` as generated code, and [`convert`], the one
+//! place that distrusts it.
+
+/// Messages and services of `muster.v1`, generated from `proto/muster/v1`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used)]
+pub mod v1 {
+    tonic::include_proto!("muster.v1");
+
+    /// The compiled descriptors, for the reflection service.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/muster.v1.bin"));
+}
