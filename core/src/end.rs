@@ -105,6 +105,29 @@ impl End {
     }
 }
 
+impl End {
+    /// The name under which alike ends are counted: without figures that differ from one to the next.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        match self {
+            Self::OutOfMemory { .. } => String::from("out_of_memory"),
+            Self::Succeeded
+            | Self::Exited(_)
+            | Self::Signaled(_)
+            | Self::TimedOut
+            | Self::Limit(_)
+            | Self::Cancelled
+            | Self::Drained
+            | Self::Preempted
+            | Self::NodeLost(_)
+            | Self::SpawnerLost
+            | Self::Refused(_)
+            | Self::StartFailed { .. }
+            | Self::OutputLost => alloc::format!("{self}"),
+        }
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -12,6 +12,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod autoscale;
 pub mod denied;
 pub mod effect;
 pub mod end;
@@ -19,8 +20,14 @@ pub mod event;
 pub mod fleet;
 pub mod host;
 pub mod ids;
+pub mod job;
+pub mod lease;
 pub mod limits;
+pub mod node;
+pub mod placement;
 pub mod policy;
+pub mod pool;
+pub mod queue;
 pub mod range_set;
 pub mod resources;
 pub mod spec;

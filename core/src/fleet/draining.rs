@@ -1,0 +1,233 @@
+//! Draining a node: place nothing new, let attempts finish, evict what is left
+//! at the deadline, and believe only the host's proof.
+//!
+//! ```text
+//! eligible or cordoned --request--> draining --proof--> drained --> stopping (then: stop, poweroff, delete)
+//!         ^                            |                   |
+//!         +---------- resume ----------+-------------------+
+//! ```
+
+use alloc::{format, string::String, vec::Vec};
+
+use super::{Fleet, Output, Timer, record};
+use crate::{
+    denied::Denied,
+    effect::{Effect, Reply, StopReason, Subject},
+    event::{DrainOrder, DrainThen},
+    ids::{Actor, AttemptId, NodeId, Revision, SessionId},
+    limits,
+    node::{Drain, Duty, Liveness, Mark},
+    pool::Host,
+    spec::OnDrain,
+    time::{Millis, Timestamp},
+};
+
+impl Fleet {
+    pub(super) fn drain(&mut self, id: NodeId, order: DrainOrder, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+        let node = self.nodes.get_mut(&id).ok_or(Denied::UnknownNode(id))?;
+        if let Liveness::Gone(_) = node.record.liveness {
+            return Err(Denied::NodeState {
+                node: node.record.name.clone(),
+                state: String::from("gone"),
+                asked: "drain",
+                advice: "it has left the fleet; `muster node remove` forgets it",
+            });
+        }
+        let sentence = match order.deadline {
+            Some(deadline) => format!("{} (deadline in {}, then {:?})", order.reason, deadline.since(now), order.then),
+            None => format!("{} (no deadline, then {:?})", order.reason, order.then),
+        };
+        let (cordon_before, revision) = match &mut node.record.duty {
+            Duty::Eligible => (None, None),
+            Duty::Cordoned(mark) => (Some(mark.clone()), None),
+            Duty::Draining(drain) => {
+                // A later request may only shorten the drain: a machine about to be reclaimed must win.
+                drain.order = join(&drain.order, order);
+                record(out, now, Subject::Node(id), "drain_requested", sentence, Some(&drain.order.actor));
+                out.touched.nodes.insert(id);
+                self.unsettled.insert(id);
+                return Ok(Reply::NodeChanged);
+            }
+            Duty::Drained { drain, .. } => (drain.cordon_before.clone(), Some(drain.revision)),
+            Duty::Stopping { .. } => return Ok(Reply::NodeChanged),
+        };
+        // A drained node that is drained again with another `then` proves itself again, under a new revision.
+        let _ = revision;
+        node.record.drain_revision = node.record.drain_revision.next();
+        record(out, now, Subject::Node(id), "drain_requested", sentence, Some(&order.actor));
+        node.record.duty = Duty::Draining(Drain { order, revision: node.record.drain_revision, requested: now, cordon_before });
+        node.asked_drained = None;
+        let recall = node.session.filter(|_| !node.attempts.is_empty());
+        if let Some(session) = recall {
+            out.effects.push(Effect::Recall { node: id, session, count: u32::MAX });
+        }
+        out.touched.nodes.insert(id);
+        self.unsettled.insert(id);
+        self.reindex(id);
+        Ok(Reply::NodeChanged)
+    }
+
+    /// Decides from what still runs, not from what changed, so a lost question or eviction is sent again.
+    pub(super) fn settle_drain(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Duty::Draining(drain) = &node.record.duty else { return };
+        let (revision, deadline, refusable) = (drain.revision, drain.order.deadline, drain.order.refusable);
+        if node.attempts.is_empty() {
+            let Some(session) = node.session else { return };
+            let asked_lately = node.asked_drained.is_some_and(|asked| now.since(asked) < limits::DRAIN_ASK_AGAIN);
+            if !asked_lately {
+                node.asked_drained = Some(now);
+                out.effects.push(Effect::AskDrained { node: id, session, revision, refusable });
+            }
+            self.wake_at(now + limits::DRAIN_ASK_AGAIN, Timer::Node(id));
+            return;
+        }
+        let overdue = deadline.is_some_and(|deadline| now >= deadline);
+        let evicted = self.evict_for_drain(id, overdue, now, out);
+        match deadline {
+            Some(deadline) if !overdue => self.wake_at(deadline, Timer::Node(id)),
+            Some(_) | None => {}
+        }
+        if evicted {
+            self.wake_at(now + limits::DRAIN_ASK_AGAIN, Timer::Node(id));
+        }
+    }
+
+    /// Evicts what should go now; repeated, because an order may be lost. Says whether anything was to go.
+    fn evict_for_drain(&mut self, id: NodeId, overdue: bool, now: Timestamp, out: &mut Output) -> bool {
+        let leaving: Vec<(AttemptId, Millis)> = self
+            .nodes
+            .get(&id)
+            .into_iter()
+            .flat_map(|node| node.attempts.iter())
+            .filter_map(|attempt| {
+                let known = self.attempts.get(attempt)?;
+                let job = self.jobs.get(&attempt.job)?;
+                let requeue = job.spec.on_drain == OnDrain::Requeue;
+                let told_lately = known.record.stopping.is_some_and(|(since, _)| now.since(since) < limits::DRAIN_ASK_AGAIN);
+                ((overdue || requeue) && !told_lately).then_some((*attempt, job.spec.grace))
+            })
+            .collect();
+        for (attempt, grace) in &leaving {
+            self.stop_attempt(*attempt, StopReason::Drained, *grace, now, out);
+        }
+        overdue || !leaving.is_empty()
+    }
+
+    pub(super) fn drain_proved(&mut self, id: NodeId, session: SessionId, revision: Revision, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.node_on(id, session) else { return };
+        let Duty::Draining(drain) = &node.record.duty else { return };
+        // A proof of an older drain proves nothing about this one; nor does one that contradicts our record.
+        if drain.revision != revision || !node.attempts.is_empty() {
+            return;
+        }
+        let drain = drain.clone();
+        let then = drain.order.then;
+        let sentence = format!("the agent proved that nothing is left, {} after the request", now.since(drain.requested));
+        record(out, now, Subject::Node(id), "drain_proved", sentence, None);
+        node.record.duty = match then {
+            DrainThen::Nothing => Duty::Drained { drain, proved: now },
+            DrainThen::Stop | DrainThen::Poweroff | DrainThen::Delete => Duty::Stopping { drain, proved: now },
+        };
+        out.touched.nodes.insert(id);
+        out.effects.push(Effect::Release { node: id, session, revision, then });
+        if then == DrainThen::Delete {
+            self.delete_host_of(id, now, out);
+        }
+        self.reindex(id);
+    }
+
+    fn delete_host_of(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let Some(host) = node.record.host else { return };
+        let name = node.record.pool.clone();
+        let Some(pool) = self.pools.get_mut(&name) else { return };
+        pool.record.hosts.insert(host, Host::Deleting { node: Some(id), told: now });
+        out.touched.pools.insert(name.clone());
+        out.effects.push(Effect::DeleteHost { pool: name.clone(), host, node: Some(id) });
+        self.wake_at(now + limits::DELETE_ASK_AGAIN, Timer::Pool(name));
+    }
+
+    pub(super) fn drain_refused(
+        &mut self,
+        id: NodeId,
+        session: SessionId,
+        revision: Revision,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
+        let Some(node) = self.node_on(id, session) else { return };
+        let Duty::Draining(drain) = &node.record.duty else { return };
+        if drain.revision == revision && drain.order.refusable {
+            record(out, now, Subject::Node(id), "drain_refused", reason, None);
+            self.restore_duty(id, out);
+        }
+    }
+
+    pub(super) fn resume(&mut self, id: NodeId, actor: Actor, reason: String, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+        let node = self.nodes.get(&id).ok_or(Denied::UnknownNode(id))?;
+        match &node.record.duty {
+            Duty::Eligible | Duty::Cordoned(_) => {}
+            Duty::Draining(_) | Duty::Drained { .. } => {
+                record(out, now, Subject::Node(id), "resumed", reason, Some(&actor));
+                self.restore_duty(id, out);
+            }
+            Duty::Stopping { .. } => {
+                return Err(Denied::NodeState {
+                    node: node.record.name.clone(),
+                    state: String::from("stopping"),
+                    asked: "resume",
+                    advice: "it was proved empty and told to go; start its agent again to bring it back",
+                });
+            }
+        }
+        Ok(Reply::NodeChanged)
+    }
+
+    /// Back to the duty from before the drain.
+    pub(super) fn restore_duty(&mut self, id: NodeId, out: &mut Output) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(drain) = node.record.drain() else { return };
+        let (before, revision): (Option<Mark>, Revision) = (drain.cordon_before.clone(), drain.revision);
+        node.record.duty = before.map_or(Duty::Eligible, Duty::Cordoned);
+        if let Some(session) = node.session {
+            out.effects.push(Effect::Reopen { node: id, session, revision });
+        }
+        out.touched.nodes.insert(id);
+        self.freed.insert(id);
+        self.reindex(id);
+    }
+
+    /// A host that is being stopped by its own system drains itself in the time that it has.
+    pub(super) fn stop_notice(
+        &mut self,
+        id: NodeId,
+        session: SessionId,
+        reason: String,
+        within: Option<Millis>,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
+        let Some(node) = self.node_on(id, session) else { return };
+        let actor = Actor(format!("host {}", node.record.name));
+        let deadline = within.map(|within| now + within);
+        let order = DrainOrder { deadline, then: DrainThen::Nothing, refusable: false, actor, reason };
+        // The node is known and connected, so it is not gone: a drain of it is never denied.
+        let _granted = self.drain(id, order, now, out);
+    }
+}
+
+/// Two requests for one drain: the earlier deadline, the further `then`, the later words.
+fn join(old: &DrainOrder, new: DrainOrder) -> DrainOrder {
+    DrainOrder {
+        deadline: match (old.deadline, new.deadline) {
+            (Some(old), Some(new)) => Some(old.min(new)),
+            (one, other) => one.or(other),
+        },
+        then: if new.then == DrainThen::Nothing { old.then } else { new.then },
+        // A person's request turns a scaler's into one that may not be refused.
+        refusable: old.refusable && new.refusable,
+        ..new
+    }
+}

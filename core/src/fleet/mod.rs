@@ -1,0 +1,271 @@
+//! The whole state, and the one way to change it.
+//!
+//! [`Fleet::apply`] records what happened; [`Fleet::settle`], once a batch,
+//! decides from what is: leases, drains, scaling, placement, in this order, so
+//! that no attempt is placed on a node that the same batch gave up or drained.
+
+mod attempts;
+mod draining;
+mod operator;
+mod placing;
+mod restore;
+mod scaling;
+mod session;
+mod view;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+    vec::Vec,
+};
+
+pub use restore::{Damage, Image};
+use serde::{Deserialize, Serialize};
+pub use view::{Blocker, NodeView};
+
+use crate::{
+    effect::{AttemptRecord, Effect, HistoryEntry, Subject, Touched},
+    event::Event,
+    ids::{Actor, AttemptId, FIRST_JOB, HostRequestId, JobId, NodeId, PoolName, RequestId, SessionId, Term},
+    job::JobRecord,
+    node::Node,
+    placement::NodeIndex,
+    pool::Pool,
+    queue::Queue,
+    time::{Millis, Timestamp},
+};
+
+/// Counters and leadership, as stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The present leader's term.
+    pub term: Term,
+    /// The next job's id.
+    pub next_job: JobId,
+    /// The next node's id.
+    pub next_node: NodeId,
+    /// The next request of a host.
+    pub next_host: HostRequestId,
+    /// Evictions rest until then: much of the fleet fell silent at once.
+    pub brake_until: Option<Timestamp>,
+}
+
+impl Default for Meta {
+    fn default() -> Self {
+        Self { term: Term(0), next_job: FIRST_JOB, next_node: NodeId(1), next_host: HostRequestId(1), brake_until: None }
+    }
+}
+
+/// What a batch asks of the shell.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To do after the commit, in this order.
+    pub effects: Vec<Effect>,
+    /// To commit.
+    pub touched: Touched,
+}
+
+/// A live attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Attempt {
+    record: AttemptRecord,
+    /// Sent ahead: it waits on the node and holds no capacity.
+    prefilled: bool,
+}
+
+/// What is due at a time. A timer only says "look again": the state decides.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Node(NodeId),
+    Job(JobId),
+    Pool(PoolName),
+    Prefill(NodeId),
+}
+
+/// The whole state.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    meta: Meta,
+    jobs: BTreeMap<JobId, JobRecord>,
+    keys: BTreeMap<String, JobId>,
+    nodes: BTreeMap<NodeId, Node>,
+    names: BTreeMap<String, NodeId>,
+    pools: BTreeMap<PoolName, Pool>,
+    attempts: BTreeMap<AttemptId, Attempt>,
+    queue: Queue,
+    indexes: BTreeMap<PoolName, NodeIndex>,
+    timers: BTreeSet<(Timestamp, Timer)>,
+    /// Counts placements, so that equals take turns.
+    placements: u64,
+    /// Nodes with more room, or newly placeable, since the last settling.
+    freed: BTreeSet<NodeId>,
+    /// Nodes whose drain, lease or hold wants a look in this settling.
+    unsettled: BTreeSet<NodeId>,
+}
+
+impl Fleet {
+    /// Records one change of the world.
+    pub fn apply(&mut self, event: Event, now: Timestamp, out: &mut Output) {
+        match event {
+            Event::Led { term } => self.lead(term, now, out),
+            Event::Tick => {}
+            Event::Submit { request, key, digest, spec } => {
+                let reply = self.submit(request, key, digest, spec, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::Cancel { request, job, tasks, actor, reason } => {
+                let reply = self.cancel(job, tasks.as_deref(), actor, reason, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::Retry { request, job, actor } => {
+                let reply = self.retry(job, actor, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::Cordon { request, node, actor, reason } => {
+                let reply = self.cordon(node, actor, reason, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::Uncordon { request, node, actor, reason } => {
+                let reply = self.uncordon(node, actor, reason, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::Drain { request, node, order } => {
+                let reply = self.drain(node, order, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::Resume { request, node, actor, reason } => {
+                let reply = self.resume(node, actor, reason, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::RemoveNode { request, node, force, actor, reason } => {
+                let reply = self.remove_node(node, force, actor, reason, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::SetPool { request, policy, actor } => {
+                let reply = self.set_pool(policy, actor, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::Enroll { request, name, pool, host, key } => {
+                let reply = self.enroll(name, pool, host, key, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::NodeConnected { node, session, hello } => self.node_connected(node, session, hello, now, out),
+            Event::NodeDisconnected { node, session } => self.node_disconnected(node, session, now, out),
+            Event::Heartbeat { node, session, sequence, sample, held } => {
+                self.heartbeat(node, session, sequence, sample, &held, now, out);
+            }
+            Event::AttemptStarted { node, session, attempt, epoch } => {
+                self.attempt_started(node, session, attempt, epoch, now, out);
+            }
+            Event::AttemptEnded { node, session, attempt, epoch, end, detail } => {
+                self.attempt_ended(node, session, attempt, epoch, end, detail, now, out);
+            }
+            Event::GivenBack { node, session, attempts } => self.given_back(node, session, &attempts, now, out),
+            Event::DrainProved { node, session, revision } => self.drain_proved(node, session, revision, now, out),
+            Event::DrainRefused { node, session, revision, reason } => {
+                self.drain_refused(node, session, revision, reason, now, out);
+            }
+            Event::StopNotice { node, session, reason, within } => {
+                self.stop_notice(node, session, reason, within, now, out);
+            }
+            Event::HostFailed { pool, host, reason } => self.host_failed(&pool, host, &reason, now, out),
+            Event::HostGone { pool, host } => self.host_gone(&pool, host, now, out),
+            Event::HostDeleteFailed { pool, host, reason } => self.host_delete_failed(&pool, host, reason, now, out),
+        }
+    }
+
+    /// Decides from what is. Call once after the events of a batch.
+    pub fn settle(&mut self, now: Timestamp, out: &mut Output) {
+        self.fire_timers(now, out);
+        while let Some(node) = self.unsettled.pop_first() {
+            self.settle_node(node, now, out);
+        }
+        self.settle_pools(now, out);
+        self.place(now, out);
+    }
+
+    /// When something is due next.
+    #[must_use]
+    pub fn next_wake(&self) -> Option<Timestamp> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    fn fire_timers(&mut self, now: Timestamp, out: &mut Output) {
+        while let Some((at, timer)) = self.timers.pop_first() {
+            if at > now {
+                self.timers.insert((at, timer));
+                return;
+            }
+            match timer {
+                Timer::Node(node) => {
+                    self.unsettled.insert(node);
+                }
+                Timer::Job(job) => self.wake_job(job, now, out),
+                // Pools are looked at in every settling.
+                Timer::Pool(_) => {}
+                Timer::Prefill(node) => self.recall_stale_prefill(node, now, out),
+            }
+        }
+    }
+
+    fn wake_at(&mut self, at: Timestamp, timer: Timer) {
+        self.timers.insert((at, timer));
+    }
+
+    fn wake_job(&mut self, job: JobId, now: Timestamp, out: &mut Output) {
+        let Some(record) = self.jobs.get_mut(&job) else { return };
+        if record.wake_delayed(now) {
+            out.touched.jobs.insert(job);
+        }
+        if let Some((at, _)) = record.delayed.first() {
+            let at = *at;
+            self.wake_at(at, Timer::Job(job));
+        }
+        self.requeue(job);
+    }
+
+    /// The job's place in line follows from its record.
+    fn requeue(&mut self, job: JobId) {
+        if let Some(record) = self.jobs.get(&job) {
+            self.queue.set(job, &record.spec, record.waiting.len());
+        }
+    }
+
+    /// The node's place in the orders of placement follows from its record.
+    fn reindex(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get(&id) {
+            self.indexes.entry(node.record.pool.clone()).or_default().update(id, Some(node));
+        }
+    }
+
+    /// The node that this stream speaks for; none if the stream is not its present one.
+    fn node_on(&mut self, node: NodeId, session: SessionId) -> Option<&mut Node> {
+        self.nodes.get_mut(&node).filter(|node| node.session == Some(session))
+    }
+
+    fn lead(&mut self, term: Term, now: Timestamp, out: &mut Output) {
+        self.meta.term = term;
+        out.touched.meta = true;
+        // A new leader evicts nobody for one full lease, whatever it was told before (FL-12).
+        for (id, node) in &mut self.nodes {
+            node.lease_end = crate::lease::ended_here(now);
+            node.heard = now;
+            self.timers.insert((node.lease_end, Timer::Node(*id)));
+        }
+        record(out, now, Subject::Fleet, "led", format!("this coordinator leads with term {}", term.0), None);
+    }
+}
+
+fn reply_to(request: RequestId, reply: Result<crate::effect::Reply, crate::denied::Denied>, out: &mut Output) {
+    out.effects.push(Effect::Reply { request, reply });
+}
+
+fn record(out: &mut Output, at: Timestamp, subject: Subject, kind: &str, reason: String, actor: Option<&Actor>) {
+    out.touched.history.push(HistoryEntry { at, subject, kind: String::from(kind), reason, actor: actor.cloned() });
+}
+
+/// A moving mean that follows a change within a handful of tasks.
+fn moving_mean(mean: Option<Millis>, latest: Millis) -> Millis {
+    mean.map_or(latest, |mean| Millis((mean.0 * 7 + latest.0) / 8))
+}

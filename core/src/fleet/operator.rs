@@ -1,0 +1,259 @@
+//! What operators ask: jobs, cordons, pools. Each is granted or denied, and
+//! a denied one changes nothing.
+
+use alloc::{format, string::String};
+
+use super::{Fleet, Output, record};
+use crate::{
+    denied::Denied,
+    effect::{Effect, Reply, StopReason, Subject},
+    end::{End, NodeLoss},
+    ids::{Actor, JobId, NodeId, PoolName, RequestId, TaskIndex},
+    job::JobRecord,
+    limits,
+    node::{Duty, Liveness, Mark},
+    placement::{self, Unfit},
+    policy::PoolPolicy,
+    pool::{Host, Pool, PoolRecord},
+    queue::Class,
+    spec::JobSpec,
+    time::Timestamp,
+};
+
+impl Fleet {
+    pub(super) fn submit(
+        &mut self,
+        request: RequestId,
+        key: String,
+        digest: [u8; 32],
+        spec: JobSpec,
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
+        if let Some(job) = self.keys.get(&key).copied() {
+            let known = self.jobs.get(&job).is_some_and(|record| record.digest == digest);
+            return if known { Ok(Reply::Submitted { job, existed: true }) } else { Err(Denied::KeyConflict { key, job }) };
+        }
+        if let Some(pool) = spec.pool.as_ref().filter(|pool| !self.pools.contains_key(*pool)) {
+            return Err(Denied::UnknownPool(pool.clone()));
+        }
+        let open = self.jobs.len();
+        if open >= limits::OPEN_JOBS_MAX {
+            return Err(Denied::LimitReached { limit: format!("{open} jobs are kept, at most {} may be", limits::OPEN_JOBS_MAX) });
+        }
+        self.check_it_could_ever_run(&Class::of(&spec))?;
+        let job = self.meta.next_job;
+        self.meta.next_job = job.next();
+        let sentence = format!("{} tasks of {} CPU", spec.tasks, crate::resources::Cores(spec.request.cpu_milli));
+        record(out, now, Subject::Job(job), "submitted", sentence, Some(&spec.owner));
+        self.keys.insert(key.clone(), job);
+        self.jobs.insert(job, JobRecord::accepted(spec, key, digest, now));
+        self.requeue(job);
+        out.touched.meta = true;
+        out.touched.jobs.insert(job);
+        out.touched.accepted.insert(job, request);
+        Ok(Reply::Submitted { job, existed: false })
+    }
+
+    /// Refuses only what no node that we know and no host that a pool makes could ever hold.
+    fn check_it_could_ever_run(&self, class: &Class) -> Result<(), Denied> {
+        let in_pool = |pool: &PoolName| class.pool.as_ref().is_none_or(|wanted| wanted == pool);
+        let known = || self.nodes.values().filter(|node| in_pool(&node.record.pool) && !matches!(node.record.liveness, Liveness::Joining | Liveness::Gone(_)));
+        let templates = || self.pools.values().filter(|pool| in_pool(&pool.record.policy.name) && pool.record.policy.max > 0);
+        if known().any(|node| placement::feasible(class, node).is_ok()) {
+            return Ok(());
+        }
+        let made = templates().any(|pool| class.request.fits_in(&pool.record.policy.host.capacity()));
+        let lacks = known().find_map(|node| match placement::feasible(class, node) {
+            Err(Unfit::Fences(fences)) => Some(fences),
+            Ok(()) | Err(Unfit::OtherPool | Unfit::Label(_) | Unfit::TooSmall(_) | Unfit::State(_) | Unfit::Full) => None,
+        });
+        if let Some(fences) = lacks {
+            let only = known().all(|node| matches!(placement::feasible(class, node), Err(Unfit::Fences(_))));
+            if only {
+                return Err(Denied::NeverFits {
+                    reason: format!("no node can raise {fences}; submit with `--without {}` or `--best-effort`", fences.replace(", ", ",")),
+                });
+            }
+        }
+        let largest = known().map(|node| node.record.capacity).chain(templates().map(|pool| pool.record.policy.host.capacity()));
+        let shortage = largest.max().and_then(|capacity| class.request.shortage(&capacity));
+        match shortage {
+            Some(shortage) if !made => Err(Denied::NeverFits { reason: format!("the largest node has {shortage}; no pool makes larger ones") }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    pub(super) fn cancel(
+        &mut self,
+        id: JobId,
+        tasks: Option<&[TaskIndex]>,
+        actor: Actor,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
+        let job = self.jobs.get_mut(&id).ok_or(Denied::UnknownJob(id))?;
+        if let Some(task) = tasks.into_iter().flatten().find(|task| **task >= job.spec.tasks) {
+            return Err(Denied::UnknownTask { job: id, task: *task, tasks: job.spec.tasks });
+        }
+        if tasks.is_none() && job.finished.is_none() {
+            job.cancelled_by = Some((actor.clone(), reason.clone()));
+        }
+        let grace = job.spec.grace;
+        let (waiting, live, ended) = job.cancel(tasks);
+        let stopping = u32::try_from(live.len()).unwrap_or(u32::MAX);
+        let numbers: alloc::vec::Vec<_> = live.iter().filter_map(|task| Some((*task, *job.live.get(task)?))).collect();
+        for (task, number) in numbers {
+            let attempt = crate::ids::AttemptId { job: id, task, number };
+            self.stop_attempt(attempt, StopReason::Cancelled, grace, now, out);
+        }
+        if waiting + stopping > 0 {
+            record(out, now, Subject::Job(id), "cancelled", reason, Some(&actor));
+        }
+        out.touched.jobs.insert(id);
+        self.requeue(id);
+        self.finish_if_done(id, now, out);
+        Ok(Reply::Cancelled { waiting, stopping, ended })
+    }
+
+    pub(super) fn retry(&mut self, id: JobId, actor: Actor, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+        let job = self.jobs.get_mut(&id).ok_or(Denied::UnknownJob(id))?;
+        let tasks = job.retry();
+        if tasks > 0 {
+            record(out, now, Subject::Job(id), "retried", format!("{tasks} tasks wait again"), Some(&actor));
+            out.touched.jobs.insert(id);
+            self.requeue(id);
+        }
+        Ok(Reply::Retried { tasks })
+    }
+
+    pub(super) fn cordon(&mut self, id: NodeId, actor: Actor, reason: String, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+        let node = self.nodes.get_mut(&id).ok_or(Denied::UnknownNode(id))?;
+        match &node.record.duty {
+            Duty::Eligible | Duty::Cordoned(_) => {
+                record(out, now, Subject::Node(id), "cordoned", reason.clone(), Some(&actor));
+                node.record.duty = Duty::Cordoned(Mark { actor, reason, at: now });
+                out.touched.nodes.insert(id);
+                self.reindex(id);
+            }
+            // A draining node already gets nothing new; resume will come back to this cordon.
+            Duty::Draining(_) | Duty::Drained { .. } | Duty::Stopping { .. } => {
+                return Err(Denied::NodeState {
+                    node: node.record.name.clone(),
+                    state: String::from(node.record.state()),
+                    asked: "cordon",
+                    advice: "it already gets no new work; `muster node resume` cancels the drain first",
+                });
+            }
+        }
+        Ok(Reply::NodeChanged)
+    }
+
+    pub(super) fn uncordon(&mut self, id: NodeId, actor: Actor, reason: String, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+        let node = self.nodes.get_mut(&id).ok_or(Denied::UnknownNode(id))?;
+        match &node.record.duty {
+            Duty::Eligible => {}
+            Duty::Cordoned(_) => {
+                node.record.duty = Duty::Eligible;
+                record(out, now, Subject::Node(id), "uncordoned", reason, Some(&actor));
+                out.touched.nodes.insert(id);
+                self.freed.insert(id);
+                self.reindex(id);
+            }
+            Duty::Draining(_) | Duty::Drained { .. } | Duty::Stopping { .. } => {
+                return Err(Denied::NodeState {
+                    node: node.record.name.clone(),
+                    state: String::from(node.record.state()),
+                    asked: "uncordon",
+                    advice: "`muster node resume` cancels a drain",
+                });
+            }
+        }
+        Ok(Reply::NodeChanged)
+    }
+
+    pub(super) fn remove_node(
+        &mut self,
+        id: NodeId,
+        force: bool,
+        actor: Actor,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
+        let node = self.nodes.get(&id).ok_or(Denied::UnknownNode(id))?;
+        let in_use = matches!(node.record.liveness, Liveness::Live) || !node.attempts.is_empty();
+        if in_use && !force {
+            return Err(Denied::NodeState {
+                node: node.record.name.clone(),
+                state: String::from(node.record.state()),
+                asked: "remove",
+                advice: "drain it first, or use --force to end its attempts as lost",
+            });
+        }
+        self.give_up_attempts(id, &End::NodeLost(NodeLoss::Silent), now, out);
+        record(out, now, Subject::Node(id), "removed", reason, Some(&actor));
+        self.forget_node(id, out);
+        Ok(Reply::NodeChanged)
+    }
+
+    /// Drops a node's record. Its stream is closed, its host deleted.
+    pub(super) fn forget_node(&mut self, id: NodeId, out: &mut Output) {
+        let Some(node) = self.nodes.remove(&id) else { return };
+        if let Some(index) = self.indexes.get_mut(&node.record.pool) {
+            index.update(id, None);
+        }
+        if self.names.get(&node.record.name) == Some(&id) {
+            self.names.remove(&node.record.name);
+        }
+        if let Some(session) = node.session {
+            out.effects.push(Effect::CloseSession { node: id, session, reason: String::from("this node was removed") });
+        }
+        if let Some(host) = node.record.host
+            && let Some(pool) = self.pools.get_mut(&node.record.pool)
+            && let Some(state @ Host::Joined(_)) = pool.record.hosts.get_mut(&host)
+        {
+            *state = Host::Deleting { node: None, told: Timestamp(0) };
+            out.touched.pools.insert(node.record.pool.clone());
+        }
+        self.freed.remove(&id);
+        out.touched.nodes.insert(id);
+    }
+
+    pub(super) fn set_pool(&mut self, policy: PoolPolicy, actor: Actor, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+        check_policy(&policy)?;
+        let name = policy.name.clone();
+        let sentence = format!("min {}, max {}", policy.min, policy.max);
+        let subject = Subject::Pool { name: name.clone(), sizes: None };
+        record(out, now, subject, "policy_set", sentence, Some(&actor));
+        let record = match self.pools.remove(&name) {
+            Some(pool) => PoolRecord { policy, failures: 0, paused: None, ..pool.record },
+            None => PoolRecord { policy, hosts: Default::default(), failures: 0, paused: None, last_scaled: None },
+        };
+        self.pools.insert(name.clone(), Pool::new(record));
+        out.touched.pools.insert(name);
+        Ok(Reply::PoolSet)
+    }
+}
+
+fn check_policy(policy: &PoolPolicy) -> Result<(), Denied> {
+    let denied = |reason: String| Err(Denied::BadPolicy { reason });
+    let name = &policy.name.0;
+    if name.is_empty() || name.len() > limits::NAME_LEN_MAX {
+        return denied(format!("a pool's name has 1 to {} bytes", limits::NAME_LEN_MAX));
+    }
+    if policy.min > policy.max {
+        return denied(format!("pool {name}: min {} is more than max {}", policy.min, policy.max));
+    }
+    if policy.max as usize > limits::NODES_MAX {
+        return denied(format!("pool {name}: max {} is more than a fleet's {} nodes", policy.max, limits::NODES_MAX));
+    }
+    if policy.host.cpu_milli == 0 || policy.host.memory_bytes == 0 {
+        return denied(format!("pool {name}: a host must have CPU and memory"));
+    }
+    if policy.scale_out.iter().any(|rule| rule.step == 0) || policy.scale_in.is_some_and(|rule| rule.step == 0) {
+        return denied(format!("pool {name}: a rule's step is at least 1"));
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! The state from its stored rows. What contradicts itself is damage, never guessed at.
+
+use alloc::{format, string::String, vec::Vec};
+use core::fmt;
+
+use super::{Attempt, Fleet, Meta, Timer};
+use crate::{
+    effect::AttemptRecord,
+    ids::{AttemptId, JobId, NodeId, PoolName},
+    job::JobRecord,
+    node::{Liveness, Node, NodeRecord},
+    pool::{Pool, PoolRecord},
+    time::Timestamp,
+};
+
+/// All rows that the state is made of.
+#[derive(Debug, Default)]
+pub struct Image {
+    /// Counters and leadership.
+    pub meta: Meta,
+    /// All jobs.
+    pub jobs: Vec<(JobId, JobRecord)>,
+    /// All nodes.
+    pub nodes: Vec<(NodeId, NodeRecord)>,
+    /// All pools.
+    pub pools: Vec<(PoolName, PoolRecord)>,
+    /// Attempts that have not ended.
+    pub attempts: Vec<(AttemptId, AttemptRecord)>,
+}
+
+/// The rows contradict one another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage(pub String);
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the stored state contradicts itself: {}", self.0)
+    }
+}
+
+impl core::error::Error for Damage {}
+
+impl Fleet {
+    /// The state from its rows. The driver then applies [`Led`](crate::event::Event::Led).
+    ///
+    /// # Errors
+    /// Names the first row that contradicts another.
+    pub fn restore(image: Image) -> Result<Self, Damage> {
+        let mut fleet = Self { meta: image.meta, ..Self::default() };
+        for (id, record) in image.pools {
+            fleet.pools.insert(id, Pool::new(record));
+        }
+        for (id, record) in image.nodes {
+            fleet.restore_node(id, record)?;
+        }
+        for (id, record) in image.jobs {
+            if fleet.keys.insert(record.key.clone(), id).is_some() {
+                return Err(Damage(format!("job {id} shares its idempotency key `{}` with another", record.key)));
+            }
+            fleet.jobs.insert(id, record);
+        }
+        for (id, record) in image.attempts {
+            fleet.restore_attempt(id, record)?;
+        }
+        let nodes: Vec<NodeId> = fleet.nodes.keys().copied().collect();
+        for id in nodes {
+            fleet.promote(id);
+        }
+        let ids: Vec<JobId> = fleet.jobs.keys().copied().collect();
+        for id in ids {
+            fleet.check_tasks(id)?;
+            fleet.requeue(id);
+            if let Some((at, _)) = fleet.jobs.get(&id).and_then(|job| job.delayed.first()) {
+                let at = *at;
+                fleet.wake_at(at, Timer::Job(id));
+            }
+        }
+        Ok(fleet)
+    }
+
+    fn restore_node(&mut self, id: NodeId, record: NodeRecord) -> Result<(), Damage> {
+        if !matches!(record.liveness, Liveness::Gone(_)) && self.names.insert(record.name.clone(), id).is_some() {
+            return Err(Damage(format!("two nodes have the name `{}`", record.name)));
+        }
+        self.nodes.insert(id, Node::new(record, Timestamp(0)));
+        self.unsettled.insert(id);
+        Ok(())
+    }
+
+    fn restore_attempt(&mut self, id: AttemptId, record: AttemptRecord) -> Result<(), Damage> {
+        let job = self.jobs.get_mut(&id.job).ok_or_else(|| Damage(format!("attempt {id} has no job")))?;
+        if job.live.insert(id.task, id.number).is_some() {
+            return Err(Damage(format!("task {}.{} has two live attempts", id.job, id.task)));
+        }
+        let node = self.nodes.get_mut(&record.node).ok_or_else(|| Damage(format!("attempt {id} has no node")))?;
+        node.attempts.insert(id);
+        // What has started holds capacity; what was only sent gets it as far as there is room.
+        let prefilled = record.started.is_none();
+        if prefilled {
+            node.prefilled.push_back(id);
+        } else {
+            node.allocated = node.allocated.plus(&job.spec.request);
+        }
+        self.attempts.insert(id, Attempt { record, prefilled });
+        Ok(())
+    }
+
+    fn check_tasks(&self, id: JobId) -> Result<(), Damage> {
+        let Some(job) = self.jobs.get(&id) else { return Ok(()) };
+        let ended: u64 = job.ended.values().map(|tasks| u64::from(tasks.len())).sum();
+        let counted = u64::from(job.waiting.len()) + job.delayed.len() as u64 + job.live.len() as u64 + ended;
+        if counted == u64::from(job.spec.tasks) {
+            Ok(())
+        } else {
+            Err(Damage(format!("job {id} has {} tasks, but {counted} are accounted for", job.spec.tasks)))
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Nodes come, speak, fall silent and return.
+//!
+//! The running set is compared both ways: what a host holds and we do not
+//! know is ended there; what we know and the host no longer holds is taken
+//! back if it provably never started, else presumed lost with its spawner.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+    vec::Vec,
+};
+
+use super::{Fleet, Output, Timer, record};
+use crate::{
+    denied::Denied,
+    effect::{Effect, Reply, StopReason, Subject},
+    end::{End, NodeLoss},
+    event::{Held, HeldPhase, Hello, HostSample},
+    ids::{AttemptId, Epoch, HostRequestId, Incarnation, NodeId, PoolName, Revision, SessionId},
+    lease, limits,
+    node::{Duty, Hold, Liveness, Node, NodeRecord},
+    pool::Host,
+    resources::Resources,
+    time::{Millis, Timestamp},
+};
+
+impl Fleet {
+    pub(super) fn enroll(
+        &mut self,
+        name: String,
+        pool: PoolName,
+        host: Option<HostRequestId>,
+        key: [u8; 32],
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
+        if let Some(id) = self.names.get(&name).copied() {
+            let Some(node) = self.nodes.get(&id) else { return Err(Denied::NameTaken { name }) };
+            if node.record.key == key {
+                return Ok(Reply::Enrolled { node: id });
+            }
+            match node.record.liveness {
+                Liveness::Lost(_) | Liveness::Gone(_) => {
+                    record(out, now, Subject::Node(id), "removed", format!("its name `{name}` enrolled with another key"), None);
+                    self.forget_node(id, out);
+                }
+                Liveness::Joining | Liveness::Live | Liveness::Silent(_) => return Err(Denied::NameTaken { name }),
+            }
+        }
+        if self.nodes.len() >= limits::NODES_MAX {
+            return Err(Denied::LimitReached { limit: format!("{} nodes in one fleet", limits::NODES_MAX) });
+        }
+        let id = self.meta.next_node;
+        self.meta.next_node = id.next();
+        record(out, now, Subject::Node(id), "enrolled", format!("`{name}` joined pool `{pool}`"), None);
+        self.names.insert(name.clone(), id);
+        self.nodes.insert(id, Node::new(new_record(name, pool, host, key, now), now));
+        out.touched.meta = true;
+        out.touched.nodes.insert(id);
+        Ok(Reply::Enrolled { node: id })
+    }
+
+    pub(super) fn node_connected(&mut self, id: NodeId, session: SessionId, hello: Hello, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            let reason = String::from("this node is not known here; enrol it again with a token");
+            out.effects.push(Effect::CloseSession { node: id, session, reason });
+            return;
+        };
+        if let Some(reason) = second_claimant(node, &hello, now) {
+            record(out, now, Subject::Node(id), "claimed_twice", reason.clone(), None);
+            out.effects.push(Effect::CloseSession { node: id, session, reason });
+            return;
+        }
+        if let Some(old) = node.session.filter(|old| *old != session) {
+            let reason = String::from("a newer connection of this node replaced this one");
+            out.effects.push(Effect::CloseSession { node: id, session: old, reason });
+        }
+        let rebooted = !node.record.boot_id.is_empty() && node.record.boot_id != hello.boot_id;
+        let returned = matches!(node.record.liveness, Liveness::Lost(_) | Liveness::Gone(_) | Liveness::Joining);
+        if rebooted || returned {
+            node.record.incarnation = Incarnation(node.record.incarnation.0 + 1);
+        }
+        let restarted = node.record.agent_start != hello.agent_start;
+        self.adopt(id, session, &hello, now);
+        self.compare_at_hello(id, &hello.held, rebooted, restarted, now, out);
+        self.welcome(id, session, &hello.held, out);
+        self.remind(id, session, hello.closed_for_drain, now, out);
+        self.settle_joined_host(id, out);
+        let sentence = format!("{} CPU, {}", crate::resources::Cores(hello.capacity.cpu_milli), hello.version);
+        record(out, now, Subject::Node(id), "connected", sentence, None);
+        out.touched.nodes.insert(id);
+        self.unsettled.insert(id);
+        self.freed.insert(id);
+        self.reindex(id);
+    }
+
+    /// Takes over what the node says of itself.
+    fn adopt(&mut self, id: NodeId, session: SessionId, hello: &Hello, now: Timestamp) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let record = &mut node.record;
+        record.boot_id.clone_from(&hello.boot_id);
+        record.instance.clone_from(&hello.instance);
+        record.agent_start = hello.agent_start;
+        record.capacity = hello.capacity;
+        record.labels.clone_from(&hello.labels);
+        record.fences.clone_from(&hello.fences);
+        record.version.clone_from(&hello.version);
+        // A node that was told to go and was brought back by an operator begins anew.
+        if matches!((record.liveness, &record.duty), (Liveness::Gone(_), Duty::Stopping { .. })) {
+            record.duty = Duty::Eligible;
+        }
+        record.liveness = Liveness::Live;
+        if record.idle_since.is_none() && node.attempts.is_empty() {
+            record.idle_since = Some(now);
+        }
+        node.session = Some(session);
+        node.heard = now;
+        node.lease_end = lease::ended_here(now);
+        let lease_end = node.lease_end;
+        self.names.insert(node.record.name.clone(), id);
+        self.wake_at(lease_end, Timer::Node(id));
+    }
+
+    /// What we know and the host does not hold.
+    fn compare_at_hello(&mut self, id: NodeId, held: &[Held], rebooted: bool, restarted: bool, now: Timestamp, out: &mut Output) {
+        let held: BTreeSet<AttemptId> = held.iter().map(|held| held.attempt).collect();
+        let missing: Vec<AttemptId> =
+            self.nodes.get(&id).into_iter().flat_map(|node| node.attempts.difference(&held).copied()).collect();
+        for attempt in missing {
+            let Some(known) = self.attempts.get(&attempt) else { continue };
+            let delivery = self.jobs.get(&attempt.job).map(|job| job.spec.delivery);
+            let repeatable = delivery == Some(crate::spec::Delivery::AtLeastOnce);
+            if rebooted {
+                self.end_attempt(attempt, End::NodeLost(NodeLoss::Rebooted), true, Vec::new(), now, out);
+            } else if known.record.started.is_some() || (restarted && !repeatable) {
+                // Started, or perhaps started by a spawner that died with the agent: it may have run.
+                self.end_attempt(attempt, End::SpawnerLost, true, Vec::new(), now, out);
+            } else {
+                // The old stream is dead and the host does not hold it: it never arrived.
+                self.take_back(attempt, now, out);
+            }
+        }
+    }
+
+    fn welcome(&mut self, id: NodeId, session: SessionId, held: &[Held], out: &mut Output) {
+        let unknown = self.unknown_here(id, held);
+        let Some(node) = self.nodes.get(&id) else { return };
+        out.effects.push(Effect::Welcome { node: id, session, incarnation: node.record.incarnation, unknown });
+    }
+
+    /// Held there and not live here. What has ended there is told by its report, not by this list.
+    fn unknown_here(&self, node: NodeId, held: &[Held]) -> Vec<AttemptId> {
+        held.iter()
+            .filter(|held| match held.phase {
+                HeldPhase::Queued | HeldPhase::Running | HeldPhase::Stopping => !self.attempts.get(&held.attempt).is_some_and(|known| {
+                    known.record.node == node && held.epoch == Epoch { term: known.record.term, attempt: held.attempt.number }
+                }),
+                HeldPhase::Ended => false,
+            })
+            .map(|held| held.attempt)
+            .collect()
+    }
+
+    /// Sends again what a lost stream may have swallowed.
+    fn remind(&mut self, id: NodeId, session: SessionId, closed_for: Revision, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.asked_drained = None;
+        match &node.record.duty {
+            Duty::Eligible | Duty::Cordoned(_) if closed_for != Revision(0) => {
+                out.effects.push(Effect::Reopen { node: id, session, revision: closed_for });
+            }
+            Duty::Eligible | Duty::Cordoned(_) | Duty::Draining(_) => {}
+            Duty::Drained { drain, .. } | Duty::Stopping { drain, .. } => {
+                out.effects.push(Effect::Release { node: id, session, revision: drain.revision, then: drain.order.then });
+            }
+        }
+        let stopping: Vec<(AttemptId, StopReason)> = self
+            .nodes
+            .get(&id)
+            .into_iter()
+            .flat_map(|node| node.attempts.iter())
+            .filter_map(|attempt| Some((*attempt, self.attempts.get(attempt)?.record.stopping?.1)))
+            .collect();
+        for (attempt, reason) in stopping {
+            let grace = self.jobs.get(&attempt.job).map_or(limits::GRACE, |job| job.spec.grace);
+            self.stop_attempt(attempt, reason, grace, now, out);
+        }
+    }
+
+    fn settle_joined_host(&mut self, id: NodeId, out: &mut Output) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let Some(host) = node.record.host else { return };
+        let Some(pool) = self.pools.get_mut(&node.record.pool) else { return };
+        if let Some(state @ Host::Requested(_)) = pool.record.hosts.get_mut(&host) {
+            *state = Host::Joined(id);
+            pool.record.failures = 0;
+            out.touched.pools.insert(node.record.pool.clone());
+        }
+    }
+
+    pub(super) fn node_disconnected(&mut self, id: NodeId, session: SessionId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.node_on(id, session) else { return };
+        node.session = None;
+        // A node that was told to go has gone; for all others only the lease tells.
+        if matches!(node.record.duty, Duty::Stopping { .. }) && node.record.host.is_none() {
+            node.record.liveness = Liveness::Gone(now);
+            record(out, now, Subject::Node(id), "gone", String::from("it left after its proved drain"), None);
+            out.touched.nodes.insert(id);
+        }
+        self.reindex(id);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one event")]
+    pub(super) fn heartbeat(
+        &mut self,
+        id: NodeId,
+        session: SessionId,
+        sequence: u64,
+        sample: HostSample,
+        held: &[Held],
+        now: Timestamp,
+        out: &mut Output,
+    ) {
+        let Some(node) = self.node_on(id, session) else { return };
+        node.heard = now;
+        node.sample = sample;
+        node.lease_end = lease::ended_here(now);
+        if !matches!(node.record.liveness, Liveness::Live) {
+            node.record.liveness = Liveness::Live;
+            record(out, now, Subject::Node(id), "live", String::from("heard again"), None);
+            out.touched.nodes.insert(id);
+            self.freed.insert(id);
+            self.reindex(id);
+        }
+        self.compare_at_heartbeat(id, held, now, out);
+        let unknown = self.unknown_here(id, held);
+        out.effects.push(Effect::GrantLease { node: id, session, sequence, duration: lease::duration(), unknown });
+    }
+
+    /// Reports precede the heartbeat on the same stream, and an ended attempt is held until we
+    /// acknowledge it: what has started and is neither held nor reported is lost with its spawner.
+    fn compare_at_heartbeat(&mut self, id: NodeId, held: &[Held], now: Timestamp, out: &mut Output) {
+        let held: BTreeMap<AttemptId, HeldPhase> = held.iter().map(|held| (held.attempt, held.phase)).collect();
+        let lost: Vec<AttemptId> = self
+            .nodes
+            .get(&id)
+            .into_iter()
+            .flat_map(|node| node.attempts.iter())
+            .filter(|attempt| !held.contains_key(attempt))
+            .filter(|attempt| self.attempts.get(attempt).is_some_and(|known| known.record.started.is_some()))
+            .copied()
+            .collect();
+        for attempt in lost {
+            self.end_attempt(attempt, End::SpawnerLost, true, Vec::new(), now, out);
+        }
+    }
+
+    /// Leases, loss and holds of one node, by what is.
+    pub(super) fn settle_node(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        self.settle_liveness(id, now, out);
+        self.settle_hold(id, now, out);
+        self.settle_drain(id, now, out);
+    }
+
+    fn settle_liveness(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        match node.record.liveness {
+            Liveness::Joining | Liveness::Lost(_) | Liveness::Gone(_) => {}
+            Liveness::Live if node.lease_end > now => {
+                let due = node.lease_end;
+                self.wake_at(due, Timer::Node(id));
+            }
+            Liveness::Live => {
+                node.record.liveness = Liveness::Silent(now);
+                let sentence = format!("no heartbeat for {}", now.since(node.heard));
+                record(out, now, Subject::Node(id), "silent", sentence, None);
+                out.touched.nodes.insert(id);
+                let due = node.heard + limits::LOST_AFTER;
+                self.reindex(id);
+                self.wake_at(due, Timer::Node(id));
+                self.apply_brake(now, out);
+            }
+            Liveness::Silent(_) => self.settle_silent(id, now, out),
+        }
+    }
+
+    fn settle_silent(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let due = (node.heard + limits::LOST_AFTER).max(self.meta.brake_until.unwrap_or_default());
+        if due > now {
+            self.wake_at(due, Timer::Node(id));
+            return;
+        }
+        node.record.liveness = Liveness::Lost(now);
+        let sentence = format!("no heartbeat for {}; its attempts are presumed lost", now.since(node.heard));
+        record(out, now, Subject::Node(id), "lost", sentence, None);
+        out.touched.nodes.insert(id);
+        self.give_up_attempts(id, &End::NodeLost(NodeLoss::Silent), now, out);
+    }
+
+    /// Much of the fleet silent at once is our fault more likely than theirs: evictions rest (FL-12).
+    fn apply_brake(&mut self, now: Timestamp, out: &mut Output) {
+        let window = lease::duration();
+        let (mut live, mut fresh) = (0usize, 0usize);
+        for node in self.nodes.values() {
+            match node.record.liveness {
+                Liveness::Live => live += 1,
+                Liveness::Silent(since) if now.since(since) <= window => fresh += 1,
+                Liveness::Silent(_) | Liveness::Joining | Liveness::Lost(_) | Liveness::Gone(_) => {}
+            }
+        }
+        let braked = self.meta.brake_until.is_some_and(|until| until > now);
+        if !braked && live + fresh >= limits::BRAKE_NODES_MIN && fresh * 3 > live + fresh {
+            self.meta.brake_until = Some(now + limits::BRAKE_HOLD);
+            out.touched.meta = true;
+            let sentence = format!("{fresh} of {} nodes fell silent within {window}: no eviction for {}", live + fresh, limits::BRAKE_HOLD);
+            record(out, now, Subject::Fleet, "brake", sentence, None);
+        }
+    }
+
+    fn settle_hold(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        match node.record.hold {
+            Hold::None => {}
+            Hold::Cooling { until, .. } if until > now => self.wake_at(until, Timer::Node(id)),
+            Hold::Cooling { .. } => {
+                node.record.hold = Hold::None;
+                // One more fault is enough to cool it down again.
+                node.record.faults = node.record.faults.saturating_sub(1);
+                record(out, now, Subject::Node(id), "cooled", String::from("it may be tried again"), None);
+                out.touched.nodes.insert(id);
+                self.freed.insert(id);
+            }
+        }
+        self.reindex(id);
+    }
+}
+
+/// A cloned disk or a copied key: another machine speaks as this node while the first still does.
+fn second_claimant(node: &Node, hello: &Hello, now: Timestamp) -> Option<String> {
+    let other = node.record.boot_id != hello.boot_id || node.record.instance != hello.instance;
+    let speaking = node.session.is_some() && now.since(node.heard) < Millis(limits::HEARTBEAT_INTERVAL.0 * 2);
+    (other && speaking).then(|| {
+        format!("node `{}` is connected with boot id {}, and another host with boot id {} claims to be it", node.record.name, node.record.boot_id, hello.boot_id)
+    })
+}
+
+fn new_record(name: String, pool: PoolName, host: Option<HostRequestId>, key: [u8; 32], now: Timestamp) -> NodeRecord {
+    NodeRecord {
+        name,
+        pool,
+        key,
+        host,
+        joined: now,
+        incarnation: Incarnation(0),
+        boot_id: String::new(),
+        instance: String::new(),
+        agent_start: 0,
+        capacity: Resources::default(),
+        labels: BTreeMap::new(),
+        fences: BTreeSet::new(),
+        version: String::new(),
+        liveness: Liveness::Joining,
+        duty: Duty::Eligible,
+        hold: Hold::None,
+        faults: 0,
+        attempts_total: 0,
+        idle_since: None,
+        drain_revision: Revision(0),
+    }
+}

@@ -1,0 +1,207 @@
+//! What the shell reads: records as they are, and why they are so.
+
+use alloc::{format, string::String, vec::Vec};
+
+use super::{Fleet, Meta};
+use crate::{
+    autoscale,
+    effect::AttemptRecord,
+    ids::{AttemptId, JobId, NodeId, PoolName},
+    job::JobRecord,
+    node::{Liveness, NodeRecord},
+    placement,
+    pool::{Host, PoolRecord},
+    queue::Class,
+    resources::Resources,
+    spec::OnDrain,
+    time::{Millis, Timestamp},
+};
+
+/// A node's figures beside its record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeView {
+    /// Shown as STATE.
+    pub state: &'static str,
+    /// Taken by what holds capacity.
+    pub allocated: Resources,
+    /// Attempts that hold capacity.
+    pub running: u32,
+    /// Attempts that were sent ahead.
+    pub queued: u32,
+    /// A stream is open.
+    pub is_connected: bool,
+}
+
+/// An attempt that a drain waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocker {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// Since its start, or its placement if it has not started.
+    pub age: Millis,
+    /// By its time limit or the drain's deadline, whichever comes first.
+    pub ends_by: Option<Timestamp>,
+    /// What the drain does to it.
+    pub on_drain: OnDrain,
+}
+
+impl Fleet {
+    /// Counters and leadership.
+    #[must_use]
+    pub const fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// One job.
+    #[must_use]
+    pub fn job(&self, id: JobId) -> Option<&JobRecord> {
+        self.jobs.get(&id)
+    }
+
+    /// All jobs, oldest first.
+    pub fn jobs(&self) -> impl DoubleEndedIterator<Item = (&JobId, &JobRecord)> {
+        self.jobs.iter()
+    }
+
+    /// One node.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&NodeRecord> {
+        self.nodes.get(&id).map(|node| &node.record)
+    }
+
+    /// All nodes, oldest first.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &NodeRecord)> {
+        self.nodes.iter().map(|(id, node)| (*id, &node.record))
+    }
+
+    /// The node with this name.
+    #[must_use]
+    pub fn node_named(&self, name: &str) -> Option<NodeId> {
+        self.names.get(name).copied()
+    }
+
+    /// A node's figures.
+    #[must_use]
+    pub fn node_view(&self, id: NodeId) -> Option<NodeView> {
+        let node = self.nodes.get(&id)?;
+        let all = u32::try_from(node.attempts.len()).unwrap_or(u32::MAX);
+        let queued = u32::try_from(node.prefilled.len()).unwrap_or(u32::MAX);
+        Some(NodeView {
+            state: node.record.state(),
+            allocated: node.allocated,
+            running: all - queued,
+            queued,
+            is_connected: node.session.is_some(),
+        })
+    }
+
+    /// One pool.
+    #[must_use]
+    pub fn pool(&self, name: &PoolName) -> Option<&PoolRecord> {
+        self.pools.get(name).map(|pool| &pool.record)
+    }
+
+    /// All pools.
+    pub fn pools(&self) -> impl Iterator<Item = (&PoolName, &PoolRecord)> {
+        self.pools.iter().map(|(name, pool)| (name, &pool.record))
+    }
+
+    /// One live attempt.
+    #[must_use]
+    pub fn attempt(&self, id: AttemptId) -> Option<&AttemptRecord> {
+        self.attempts.get(&id).map(|attempt| &attempt.record)
+    }
+
+    /// Live attempts of a job, in task order.
+    pub fn attempts_of(&self, job: JobId) -> impl Iterator<Item = (AttemptId, &AttemptRecord)> {
+        let live = self.jobs.get(&job).into_iter().flat_map(|job| job.live.iter());
+        live.filter_map(move |(task, number)| {
+            let id = AttemptId { job, task: *task, number: *number };
+            Some((id, &self.attempts.get(&id)?.record))
+        })
+    }
+
+    /// Live attempts on a node.
+    pub fn attempts_on(&self, node: NodeId) -> impl Iterator<Item = (AttemptId, &AttemptRecord)> {
+        let ids = self.nodes.get(&node).into_iter().flat_map(|node| node.attempts.iter());
+        ids.filter_map(|id| Some((*id, &self.attempts.get(id)?.record)))
+    }
+
+    /// Tasks that wait, in line or after a failure.
+    #[must_use]
+    pub fn tasks_waiting(&self) -> u64 {
+        self.queue.tasks_where(|_| true)
+    }
+
+    /// Why the job's next task waits; none: nothing of it waits.
+    #[must_use]
+    pub fn explain_wait(&self, id: JobId) -> Option<String> {
+        let job = self.jobs.get(&id)?;
+        if job.waiting.is_empty() {
+            let (at, _) = job.delayed.first()?;
+            return Some(format!("{} tasks pause after a failure, the first until {}", job.delayed.len(), at.0));
+        }
+        let why = placement::explain(&Class::of(&job.spec), self.nodes.values());
+        match self.queue.ahead_of(id, &job.spec) {
+            0 => Some(why),
+            ahead => Some(format!("{ahead} jobs of its kind are ahead; {why}")),
+        }
+    }
+
+    /// Why the pool has the size that it has, a line a rule.
+    #[must_use]
+    pub fn explain_pool(&self, name: &PoolName) -> Vec<String> {
+        let Some(pool) = self.pools.get(name) else { return Vec::new() };
+        let policy = &pool.record.policy;
+        let waiting = self.queue.tasks_where(|class| class.request.fits_in(&policy.host.capacity()));
+        let mut lines: Vec<String> = Vec::from([format!("limits      min {}, max {}, {} hosts counted", policy.min, policy.max, pool.record.hosts.len())]);
+        for rule in &policy.scale_out {
+            let breached = if autoscale::is_breached(rule, waiting) { "breached" } else { "quiet" };
+            lines.push(format!("scale-out   queue_length {waiting}, above {} held for {}: {breached}, +{}", rule.above, rule.hold_ms, rule.step));
+        }
+        match policy.scale_in {
+            Some(rule) => lines.push(format!("scale-in    hosts idle for {} while fewer than {} tasks wait, {} at once", rule.idle_ms, rule.queue_below, rule.step)),
+            None => lines.push(String::from("scale-in    never")),
+        }
+        if let Some(reason) = &pool.record.paused {
+            lines.push(format!("paused      {reason}"));
+        }
+        lines
+    }
+
+    /// Hosts of a pool that boot.
+    #[must_use]
+    pub fn booting(&self, name: &PoolName) -> usize {
+        let hosts = self.pools.get(name).map(|pool| &pool.record.hosts);
+        hosts.map_or(0, |hosts| hosts.values().filter(|host| matches!(host, Host::Requested(_))).count())
+    }
+
+    /// What a drain of the node waits for, longest first.
+    #[must_use]
+    pub fn blockers(&self, id: NodeId, now: Timestamp) -> Vec<Blocker> {
+        let deadline = self.nodes.get(&id).and_then(|node| node.record.drain()).and_then(|drain| drain.order.deadline);
+        let mut blockers: Vec<Blocker> = self
+            .attempts_on(id)
+            .filter_map(|(attempt, record)| {
+                let spec = &self.jobs.get(&attempt.job)?.spec;
+                let since = record.started.unwrap_or(record.placed);
+                let limit = spec.time_limit.map(|limit| since + limit);
+                let ends_by = match (limit, deadline) {
+                    (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
+                    (one, other) => one.or(other),
+                };
+                Some(Blocker { attempt, age: now.since(since), ends_by, on_drain: spec.on_drain })
+            })
+            .collect();
+        blockers.sort_by_key(|blocker| core::cmp::Reverse(blocker.age));
+        blockers
+    }
+
+    /// Nodes that are live, and those of them that may get work.
+    #[must_use]
+    pub fn node_counts(&self) -> (u32, u32) {
+        let known = self.nodes.values().filter(|node| !matches!(node.record.liveness, Liveness::Gone(_)));
+        let ready = self.nodes.values().filter(|node| node.is_placeable());
+        (u32::try_from(known.count()).unwrap_or(u32::MAX), u32::try_from(ready.count()).unwrap_or(u32::MAX))
+    }
+}
