@@ -132,7 +132,13 @@ fn shrink(policy: &PoolPolicy, rule: &ScaleIn, view: &PoolView, now: Timestamp) 
     }
     let Some((_, longest)) = release.first().copied() else { return Decision::Hold { until } };
     Decision::In {
-        reason: format!("idle for {} (limit {}), queue_length {} < {}", now.since(longest), rule.idle_ms, view.queue, rule.queue_below),
+        reason: format!(
+            "idle for {} (limit {}), queue_length {} < {}",
+            now.since(longest),
+            rule.idle_ms,
+            view.queue,
+            rule.queue_below
+        ),
         release: release.into_iter().map(|(node, _)| node).collect(),
     }
 }
@@ -161,7 +167,12 @@ mod tests {
             min: 0,
             max: 4,
             placement: PlacementOrder::Spread,
-            host: HostTemplate { cpu_milli: 1_000, memory_bytes: 1 << 30, disk_bytes: 1 << 30, labels: Default::default() },
+            host: HostTemplate {
+                cpu_milli: 1_000,
+                memory_bytes: 1 << 30,
+                disk_bytes: 1 << 30,
+                labels: Default::default(),
+            },
             boot_deadline_ms: Millis::from_secs(60),
             boot_failures: 3,
             scale_out: Vec::from([ScaleOut {
@@ -192,7 +203,8 @@ mod tests {
 
     #[test]
     fn hosts_that_are_leaving_still_count_against_the_maximum() {
-        let view = PoolView { supply: 1, hosts: 4, queue: 50, breached_since: Vec::from([Some(Timestamp(0))]), ..view() };
+        let view =
+            PoolView { supply: 1, hosts: 4, queue: 50, breached_since: Vec::from([Some(Timestamp(0))]), ..view() };
         assert_eq!(decide(&policy(), &view, NOW), Decision::Hold { until: None });
     }
 
@@ -213,7 +225,9 @@ mod tests {
     #[test]
     fn only_idle_hosts_go_and_one_at_a_time() {
         let idle = Vec::from([(NodeId(2), Timestamp(0)), (NodeId(3), Timestamp(5))]);
-        let Decision::In { release, reason } = decide(&policy(), &PoolView { supply: 3, hosts: 3, idle, ..view() }, NOW) else {
+        let Decision::In { release, reason } =
+            decide(&policy(), &PoolView { supply: 3, hosts: 3, idle, ..view() }, NOW)
+        else {
             panic!("no scale-in")
         };
         assert_eq!(release, [NodeId(2)]);
@@ -232,7 +246,9 @@ mod tests {
         let at_min = PoolPolicy { min: 1, ..policy() };
         let idle = Vec::from([(NodeId(2), Timestamp(0))]);
         assert_eq!(decide(&at_min, &PoolView { idle, ..view() }, NOW), Decision::Hold { until: None });
-        let Decision::Out { create, .. } = decide(&at_min, &PoolView { supply: 0, hosts: 0, ..view() }, NOW) else { panic!() };
+        let Decision::Out { create, .. } = decide(&at_min, &PoolView { supply: 0, hosts: 0, ..view() }, NOW) else {
+            panic!()
+        };
         assert_eq!(create, 1);
     }
 }

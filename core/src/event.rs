@@ -300,6 +300,19 @@ pub enum DrainThen {
     Delete,
 }
 
+impl DrainThen {
+    /// The word of the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Stop => "stop",
+            Self::Poweroff => "poweroff",
+            Self::Delete => "delete",
+        }
+    }
+}
+
 /// What a node says first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {

@@ -272,7 +272,12 @@ impl JobRecord {
     pub fn cancel(&mut self, tasks: Option<&[TaskIndex]>) -> (u32, Vec<TaskIndex>, u32) {
         let chosen: Vec<TaskIndex> = match tasks {
             Some(tasks) => tasks.to_vec(),
-            None => self.waiting.iter().chain(self.delayed.iter().map(|(_, task)| *task)).chain(self.live.keys().copied()).collect(),
+            None => self
+                .waiting
+                .iter()
+                .chain(self.delayed.iter().map(|(_, task)| *task))
+                .chain(self.live.keys().copied())
+                .collect(),
         };
         let (mut waiting, mut live, mut ended) = (0, Vec::new(), 0);
         for task in chosen {

@@ -20,6 +20,7 @@ pub mod event;
 pub mod fleet;
 pub mod host;
 pub mod ids;
+pub mod invariants;
 pub mod job;
 pub mod lease;
 pub mod limits;

@@ -44,7 +44,9 @@ pub fn feasible(class: &Class, node: &Node) -> Result<(), Unfit> {
     if class.pool.as_ref().is_some_and(|pool| *pool != record.pool) {
         return Err(Unfit::OtherPool);
     }
-    if let Some((label, value)) = class.constraints.iter().find(|(label, value)| record.labels.get(*label) != Some(*value)) {
+    if let Some((label, value)) =
+        class.constraints.iter().find(|(label, value)| record.labels.get(*label) != Some(*value))
+    {
         return Err(Unfit::Label(format!("{label}={value}")));
     }
     let missing: Vec<&str> = class.fences.difference(&record.fences).map(String::as_str).collect();
@@ -99,13 +101,20 @@ impl NodeIndex {
 
     /// The best node for one task, and why it is the best.
     #[must_use]
-    pub fn choose(&self, order: PlacementOrder, class: &Class, nodes: &BTreeMap<NodeId, Node>) -> Option<(NodeId, String)> {
+    pub fn choose(
+        &self,
+        order: PlacementOrder,
+        class: &Class,
+        nodes: &BTreeMap<NodeId, Node>,
+    ) -> Option<(NodeId, String)> {
         let fits = |id: &NodeId| nodes.get(id).is_some_and(|node| fits_now(class, node).is_ok());
         let chosen = match order {
             // In the order of load, then of the longest rest since the last placement: equals take turns.
             PlacementOrder::Spread => self.by_load.iter().map(|(_, _, id)| *id).find(fits),
             // From the least free CPU that suffices upwards: the fullest node that still fits.
-            PlacementOrder::BinPack => self.by_free.range((class.request.cpu_milli, NodeId(0))..).map(|(_, id)| *id).find(fits),
+            PlacementOrder::BinPack => {
+                self.by_free.range((class.request.cpu_milli, NodeId(0))..).map(|(_, id)| *id).find(fits)
+            }
         }?;
         Some((chosen, self.reason(order, chosen)))
     }
@@ -119,9 +128,9 @@ impl NodeIndex {
         among: &BTreeSet<NodeId>,
         nodes: &BTreeMap<NodeId, Node>,
     ) -> Option<(NodeId, String)> {
-        let fitting = among.iter().filter(|id| {
-            self.keys.contains_key(id) && nodes.get(id).is_some_and(|node| fits_now(class, node).is_ok())
-        });
+        let fitting = among
+            .iter()
+            .filter(|id| self.keys.contains_key(id) && nodes.get(id).is_some_and(|node| fits_now(class, node).is_ok()));
         let rank = |id: &&NodeId| self.keys.get(id).copied().unwrap_or_default();
         let chosen = match order {
             PlacementOrder::Spread => fitting.min_by_key(|id| (rank(id).0, rank(id).1)),
@@ -134,7 +143,9 @@ impl NodeIndex {
         let percent = self.keys.get(&id).map_or(0, |(load, _, _)| load / 10);
         match order {
             PlacementOrder::Spread => format!("spread: least loaded of {} nodes, at {percent} %", self.keys.len()),
-            PlacementOrder::BinPack => format!("bin-pack: fullest of {} nodes that fits, at {percent} %", self.keys.len()),
+            PlacementOrder::BinPack => {
+                format!("bin-pack: fullest of {} nodes that fits, at {percent} %", self.keys.len())
+            }
         }
     }
 }

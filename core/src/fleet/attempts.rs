@@ -56,9 +56,9 @@ impl Fleet {
     }
 
     fn live_attempt(&mut self, id: AttemptId, node: NodeId, epoch: Epoch) -> Option<&mut Attempt> {
-        self.attempts
-            .get_mut(&id)
-            .filter(|attempt| attempt.record.node == node && attempt.record.term == epoch.term && id.number == epoch.attempt)
+        self.attempts.get_mut(&id).filter(|attempt| {
+            attempt.record.node == node && attempt.record.term == epoch.term && id.number == epoch.attempt
+        })
     }
 
     #[allow(clippy::too_many_arguments, reason = "the fields of one event")]
@@ -107,7 +107,15 @@ impl Fleet {
     }
 
     /// The one place where an attempt ends (FL-2).
-    pub(super) fn end_attempt(&mut self, id: AttemptId, end: End, presumed: bool, detail: Vec<u8>, now: Timestamp, out: &mut Output) {
+    pub(super) fn end_attempt(
+        &mut self,
+        id: AttemptId,
+        end: End,
+        presumed: bool,
+        detail: Vec<u8>,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let Some(attempt) = self.detach(id, now) else { return };
         let Some(job) = self.jobs.get_mut(&id.job) else { return };
         let next = job.end_attempt(id.task, &end, now);
@@ -167,17 +175,28 @@ impl Fleet {
         if job.finished.is_none() && job.is_done() {
             job.finished = Some(now);
             let counts = job.end_counts();
-            let sentence = format!("{} succeeded, {} failed, {} cancelled", counts.succeeded, counts.failed, counts.cancelled);
+            let sentence =
+                format!("{} succeeded, {} failed, {} cancelled", counts.succeeded, counts.failed, counts.cancelled);
             record(out, now, Subject::Job(id), "finished", sentence, None);
         }
     }
 
-    pub(super) fn given_back(&mut self, node: NodeId, session: SessionId, ids: &[AttemptId], now: Timestamp, out: &mut Output) {
+    pub(super) fn given_back(
+        &mut self,
+        node: NodeId,
+        session: SessionId,
+        ids: &[AttemptId],
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         if self.node_on(node, session).is_none() {
             return;
         }
         for id in ids {
-            let theirs = self.attempts.get(id).is_some_and(|attempt| attempt.record.node == node && attempt.record.started.is_none());
+            let theirs = self
+                .attempts
+                .get(id)
+                .is_some_and(|attempt| attempt.record.node == node && attempt.record.started.is_none());
             if theirs {
                 self.take_back(*id, now, out);
             }
@@ -205,14 +224,22 @@ impl Fleet {
 
     /// Presumes the end of all that is on a node.
     pub(super) fn give_up_attempts(&mut self, node: NodeId, end: &End, now: Timestamp, out: &mut Output) {
-        let ids: Vec<AttemptId> = self.nodes.get(&node).into_iter().flat_map(|node| node.attempts.iter().copied()).collect();
+        let ids: Vec<AttemptId> =
+            self.nodes.get(&node).into_iter().flat_map(|node| node.attempts.iter().copied()).collect();
         for id in ids {
             self.end_attempt(id, end.clone(), true, Vec::new(), now, out);
         }
     }
 
     /// Tells the host to end an attempt. May be called again: an order that was lost is sent again.
-    pub(super) fn stop_attempt(&mut self, id: AttemptId, reason: StopReason, grace: Millis, now: Timestamp, out: &mut Output) {
+    pub(super) fn stop_attempt(
+        &mut self,
+        id: AttemptId,
+        reason: StopReason,
+        grace: Millis,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
         // The first reason stays: a drain does not turn a cancelled attempt into one that starts again.
         let reason = match attempt.record.stopping {

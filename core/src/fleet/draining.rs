@@ -23,7 +23,13 @@ use crate::{
 };
 
 impl Fleet {
-    pub(super) fn drain(&mut self, id: NodeId, order: DrainOrder, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+    pub(super) fn drain(
+        &mut self,
+        id: NodeId,
+        order: DrainOrder,
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
         let node = self.nodes.get_mut(&id).ok_or(Denied::UnknownNode(id))?;
         if let Liveness::Gone(_) = node.record.liveness {
             return Err(Denied::NodeState {
@@ -34,12 +40,14 @@ impl Fleet {
             });
         }
         let sentence = match order.deadline {
-            Some(deadline) => format!("{} (deadline in {}, then {:?})", order.reason, deadline.since(now), order.then),
-            None => format!("{} (no deadline, then {:?})", order.reason, order.then),
+            Some(deadline) => {
+                format!("{} (deadline in {}, then {})", order.reason, deadline.since(now), order.then.name())
+            }
+            None => format!("{} (no deadline, then {})", order.reason, order.then.name()),
         };
-        let (cordon_before, revision) = match &mut node.record.duty {
-            Duty::Eligible => (None, None),
-            Duty::Cordoned(mark) => (Some(mark.clone()), None),
+        let cordon_before = match &mut node.record.duty {
+            Duty::Eligible => None,
+            Duty::Cordoned(mark) => Some(mark.clone()),
             Duty::Draining(drain) => {
                 // A later request may only shorten the drain: a machine about to be reclaimed must win.
                 drain.order = join(&drain.order, order);
@@ -48,14 +56,14 @@ impl Fleet {
                 self.unsettled.insert(id);
                 return Ok(Reply::NodeChanged);
             }
-            Duty::Drained { drain, .. } => (drain.cordon_before.clone(), Some(drain.revision)),
+            // A drained node that is drained again, with another `then`, proves itself again under a new revision.
+            Duty::Drained { drain, .. } => drain.cordon_before.clone(),
             Duty::Stopping { .. } => return Ok(Reply::NodeChanged),
         };
-        // A drained node that is drained again with another `then` proves itself again, under a new revision.
-        let _ = revision;
         node.record.drain_revision = node.record.drain_revision.next();
         record(out, now, Subject::Node(id), "drain_requested", sentence, Some(&order.actor));
-        node.record.duty = Duty::Draining(Drain { order, revision: node.record.drain_revision, requested: now, cordon_before });
+        node.record.duty =
+            Duty::Draining(Drain { order, revision: node.record.drain_revision, requested: now, cordon_before });
         node.asked_drained = None;
         let recall = node.session.filter(|_| !node.attempts.is_empty());
         if let Some(session) = recall {
@@ -104,7 +112,8 @@ impl Fleet {
                 let known = self.attempts.get(attempt)?;
                 let job = self.jobs.get(&attempt.job)?;
                 let requeue = job.spec.on_drain == OnDrain::Requeue;
-                let told_lately = known.record.stopping.is_some_and(|(since, _)| now.since(since) < limits::DRAIN_ASK_AGAIN);
+                let told_lately =
+                    known.record.stopping.is_some_and(|(since, _)| now.since(since) < limits::DRAIN_ASK_AGAIN);
                 ((overdue || requeue) && !told_lately).then_some((*attempt, job.spec.grace))
             })
             .collect();
@@ -114,7 +123,14 @@ impl Fleet {
         overdue || !leaving.is_empty()
     }
 
-    pub(super) fn drain_proved(&mut self, id: NodeId, session: SessionId, revision: Revision, now: Timestamp, out: &mut Output) {
+    pub(super) fn drain_proved(
+        &mut self,
+        id: NodeId,
+        session: SessionId,
+        revision: Revision,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let Some(node) = self.node_on(id, session) else { return };
         let Duty::Draining(drain) = &node.record.duty else { return };
         // A proof of an older drain proves nothing about this one; nor does one that contradicts our record.
@@ -123,7 +139,8 @@ impl Fleet {
         }
         let drain = drain.clone();
         let then = drain.order.then;
-        let sentence = format!("the agent proved that nothing is left, {} after the request", now.since(drain.requested));
+        let sentence =
+            format!("the agent proved that nothing is left, {} after the request", now.since(drain.requested));
         record(out, now, Subject::Node(id), "drain_proved", sentence, None);
         node.record.duty = match then {
             DrainThen::Nothing => Duty::Drained { drain, proved: now },
@@ -165,7 +182,14 @@ impl Fleet {
         }
     }
 
-    pub(super) fn resume(&mut self, id: NodeId, actor: Actor, reason: String, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+    pub(super) fn resume(
+        &mut self,
+        id: NodeId,
+        actor: Actor,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
         let node = self.nodes.get(&id).ok_or(Denied::UnknownNode(id))?;
         match &node.record.duty {
             Duty::Eligible | Duty::Cordoned(_) => {}

@@ -53,7 +53,13 @@ pub struct Meta {
 
 impl Default for Meta {
     fn default() -> Self {
-        Self { term: Term(0), next_job: FIRST_JOB, next_node: NodeId(1), next_host: HostRequestId(1), brake_until: None }
+        Self {
+            term: Term(0),
+            next_job: FIRST_JOB,
+            next_node: NodeId(1),
+            next_host: HostRequestId(1),
+            brake_until: None,
+        }
     }
 }
 

@@ -32,19 +32,26 @@ impl Fleet {
     ) -> Result<Reply, Denied> {
         if let Some(job) = self.keys.get(&key).copied() {
             let known = self.jobs.get(&job).is_some_and(|record| record.digest == digest);
-            return if known { Ok(Reply::Submitted { job, existed: true }) } else { Err(Denied::KeyConflict { key, job }) };
+            return if known {
+                Ok(Reply::Submitted { job, existed: true })
+            } else {
+                Err(Denied::KeyConflict { key, job })
+            };
         }
         if let Some(pool) = spec.pool.as_ref().filter(|pool| !self.pools.contains_key(*pool)) {
             return Err(Denied::UnknownPool(pool.clone()));
         }
         let open = self.jobs.len();
         if open >= limits::OPEN_JOBS_MAX {
-            return Err(Denied::LimitReached { limit: format!("{open} jobs are kept, at most {} may be", limits::OPEN_JOBS_MAX) });
+            return Err(Denied::LimitReached {
+                limit: format!("{open} jobs are kept, at most {} may be", limits::OPEN_JOBS_MAX),
+            });
         }
         self.check_it_could_ever_run(&Class::of(&spec))?;
         let job = self.meta.next_job;
         self.meta.next_job = job.next();
-        let sentence = format!("{} tasks of {} CPU", spec.tasks, crate::resources::Cores(spec.request.cpu_milli));
+        let noun = if spec.tasks == 1 { "task" } else { "tasks" };
+        let sentence = format!("{} {noun} of {} CPU", spec.tasks, crate::resources::Cores(spec.request.cpu_milli));
         record(out, now, Subject::Job(job), "submitted", sentence, Some(&spec.owner));
         self.keys.insert(key.clone(), job);
         self.jobs.insert(job, JobRecord::accepted(spec, key, digest, now));
@@ -58,28 +65,41 @@ impl Fleet {
     /// Refuses only what no node that we know and no host that a pool makes could ever hold.
     fn check_it_could_ever_run(&self, class: &Class) -> Result<(), Denied> {
         let in_pool = |pool: &PoolName| class.pool.as_ref().is_none_or(|wanted| wanted == pool);
-        let known = || self.nodes.values().filter(|node| in_pool(&node.record.pool) && !matches!(node.record.liveness, Liveness::Joining | Liveness::Gone(_)));
-        let templates = || self.pools.values().filter(|pool| in_pool(&pool.record.policy.name) && pool.record.policy.max > 0);
+        let known = || {
+            self.nodes.values().filter(|node| {
+                in_pool(&node.record.pool) && !matches!(node.record.liveness, Liveness::Joining | Liveness::Gone(_))
+            })
+        };
+        let templates =
+            || self.pools.values().filter(|pool| in_pool(&pool.record.policy.name) && pool.record.policy.max > 0);
         if known().any(|node| placement::feasible(class, node).is_ok()) {
             return Ok(());
         }
         let made = templates().any(|pool| class.request.fits_in(&pool.record.policy.host.capacity()));
         let lacks = known().find_map(|node| match placement::feasible(class, node) {
             Err(Unfit::Fences(fences)) => Some(fences),
-            Ok(()) | Err(Unfit::OtherPool | Unfit::Label(_) | Unfit::TooSmall(_) | Unfit::State(_) | Unfit::Full) => None,
+            Ok(()) | Err(Unfit::OtherPool | Unfit::Label(_) | Unfit::TooSmall(_) | Unfit::State(_) | Unfit::Full) => {
+                None
+            }
         });
         if let Some(fences) = lacks {
             let only = known().all(|node| matches!(placement::feasible(class, node), Err(Unfit::Fences(_))));
             if only {
                 return Err(Denied::NeverFits {
-                    reason: format!("no node can raise {fences}; submit with `--without {}` or `--best-effort`", fences.replace(", ", ",")),
+                    reason: format!(
+                        "no node can raise {fences}; submit with `--without {}` or `--best-effort`",
+                        fences.replace(", ", ",")
+                    ),
                 });
             }
         }
-        let largest = known().map(|node| node.record.capacity).chain(templates().map(|pool| pool.record.policy.host.capacity()));
+        let largest =
+            known().map(|node| node.record.capacity).chain(templates().map(|pool| pool.record.policy.host.capacity()));
         let shortage = largest.max().and_then(|capacity| class.request.shortage(&capacity));
         match shortage {
-            Some(shortage) if !made => Err(Denied::NeverFits { reason: format!("the largest node has {shortage}; no pool makes larger ones") }),
+            Some(shortage) if !made => {
+                Err(Denied::NeverFits { reason: format!("the largest node has {shortage}; no pool makes larger ones") })
+            }
             Some(_) | None => Ok(()),
         }
     }
@@ -128,7 +148,14 @@ impl Fleet {
         Ok(Reply::Retried { tasks })
     }
 
-    pub(super) fn cordon(&mut self, id: NodeId, actor: Actor, reason: String, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+    pub(super) fn cordon(
+        &mut self,
+        id: NodeId,
+        actor: Actor,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
         let node = self.nodes.get_mut(&id).ok_or(Denied::UnknownNode(id))?;
         match &node.record.duty {
             Duty::Eligible | Duty::Cordoned(_) => {
@@ -150,7 +177,14 @@ impl Fleet {
         Ok(Reply::NodeChanged)
     }
 
-    pub(super) fn uncordon(&mut self, id: NodeId, actor: Actor, reason: String, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+    pub(super) fn uncordon(
+        &mut self,
+        id: NodeId,
+        actor: Actor,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
         let node = self.nodes.get_mut(&id).ok_or(Denied::UnknownNode(id))?;
         match &node.record.duty {
             Duty::Eligible => {}
@@ -221,7 +255,13 @@ impl Fleet {
         out.touched.nodes.insert(id);
     }
 
-    pub(super) fn set_pool(&mut self, policy: PoolPolicy, actor: Actor, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
+    pub(super) fn set_pool(
+        &mut self,
+        policy: PoolPolicy,
+        actor: Actor,
+        now: Timestamp,
+        out: &mut Output,
+    ) -> Result<Reply, Denied> {
         check_policy(&policy)?;
         let name = policy.name.clone();
         let sentence = format!("min {}, max {}", policy.min, policy.max);

@@ -13,8 +13,7 @@ use super::{Attempt, Fleet, Output, Timer};
 use crate::{
     effect::{AttemptRecord, Effect},
     ids::{AttemptId, Epoch, JobId, NodeId},
-    limits,
-    placement,
+    limits, placement,
     policy::PlacementOrder,
     queue::{Class, Turn},
     time::{Millis, Timestamp},
@@ -81,7 +80,7 @@ impl Fleet {
         heads.sort();
         for (_, class) in heads {
             while let Some(node) = self.nodes.get(&id)
-                && (node.prefilled.len() as u64) < depth(&class, node.record.capacity.count_of(&class.request), mean)
+                && (node.prefilled.len() as u64) < depth(node.record.capacity.count_of(&class.request), mean)
                 && let Some((_, job)) = self.queue.head(&class)
             {
                 let reason = format!("sent ahead: a task takes {mean} there");
@@ -92,15 +91,32 @@ impl Fleet {
 
     /// Takes the job's first waiting task for this node.
     #[allow(clippy::too_many_arguments, reason = "one placement's parts")]
-    fn place_first(&mut self, id: JobId, node_id: NodeId, reason: String, prefilled: bool, now: Timestamp, orders: &mut Orders, out: &mut Output) {
+    fn place_first(
+        &mut self,
+        id: JobId,
+        node_id: NodeId,
+        reason: String,
+        prefilled: bool,
+        now: Timestamp,
+        orders: &mut Orders,
+        out: &mut Output,
+    ) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let Some(node) = self.nodes.get_mut(&node_id) else { return };
         let Some((task, number)) = job.place_next() else { return };
         let attempt = AttemptId { job: id, task, number };
         let term = self.meta.term;
         let incarnation = node.record.incarnation;
-        let record =
-            AttemptRecord { node: node_id, incarnation, term, placement_reason: reason, placed: now, started: None, stopping: None, ended: None };
+        let record = AttemptRecord {
+            node: node_id,
+            incarnation,
+            term,
+            placement_reason: reason,
+            placed: now,
+            started: None,
+            stopping: None,
+            ended: None,
+        };
         self.placements += 1;
         node.last_placed = self.placements;
         node.record.attempts_total += 1;
@@ -136,6 +152,6 @@ impl Fleet {
 /// What is to be sent in this settling.
 type Orders = BTreeMap<NodeId, Vec<(AttemptId, Epoch)>>;
 
-fn depth(_class: &Class, slots: u64, mean: Millis) -> u64 {
+fn depth(slots: u64, mean: Millis) -> u64 {
     (slots.saturating_mul(limits::PREFILL_HORIZON.0) / mean.0.max(1)).min(u64::from(limits::PREFILL_MAX))
 }

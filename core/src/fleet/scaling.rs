@@ -60,12 +60,17 @@ impl Fleet {
             match (&node.record.liveness, &node.record.duty) {
                 (Liveness::Live | Liveness::Silent(_), Duty::Eligible) => {
                     view.supply += 1;
-                    if let (Some(since), true, Some(_)) = (node.record.idle_since, node.attempts.is_empty(), node.session) {
+                    if let (Some(since), true, Some(_)) =
+                        (node.record.idle_since, node.attempts.is_empty(), node.session)
+                    {
                         view.idle.push((*id, since));
                     }
                 }
                 (Liveness::Live, Duty::Draining(drain)) if drain.order.actor.0 == SCALER => view.draining.push(*id),
-                (Liveness::Joining | Liveness::Live | Liveness::Silent(_) | Liveness::Lost(_) | Liveness::Gone(_), _any_duty) => {}
+                (
+                    Liveness::Joining | Liveness::Live | Liveness::Silent(_) | Liveness::Lost(_) | Liveness::Gone(_),
+                    _any_duty,
+                ) => {}
             }
         }
         view.idle.sort_by_key(|(id, since)| (*since, *id));
@@ -77,14 +82,31 @@ impl Fleet {
         let Some(pool) = self.pools.get(name) else { return 0 };
         let fits = |class: &Class| could_run(class, &pool.record.policy);
         let queued = self.queue.tasks_where(fits);
-        let ahead = self.nodes.values().filter(|node| node.record.pool == *name).map(|node| node.prefilled.len() as u64);
+        let ahead =
+            self.nodes.values().filter(|node| node.record.pool == *name).map(|node| node.prefilled.len() as u64);
         queued + ahead.sum::<u64>()
     }
 
     #[allow(clippy::too_many_arguments, reason = "one decision's parts")]
-    fn scale_out(&mut self, name: &PoolName, view: &PoolView, keep: &[NodeId], create: u32, reason: String, now: Timestamp, out: &mut Output) {
+    fn scale_out(
+        &mut self,
+        name: &PoolName,
+        view: &PoolView,
+        keep: &[NodeId],
+        create: u32,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         for node in keep {
-            record(out, now, Subject::Node(*node), "resumed", format!("its scale-in is cancelled: {reason}"), Some(&Actor(String::from(SCALER))));
+            record(
+                out,
+                now,
+                Subject::Node(*node),
+                "resumed",
+                format!("its scale-in is cancelled: {reason}"),
+                Some(&Actor(String::from(SCALER))),
+            );
             self.restore_duty(*node, out);
         }
         let Some(pool) = self.pools.get_mut(name) else { return };
@@ -95,7 +117,11 @@ impl Fleet {
             self.meta.next_host = HostRequestId(host.0 + 1);
             out.touched.meta = true;
             pool.record.hosts.insert(host, Host::Requested(now));
-            out.effects.push(Effect::CreateHost { pool: name.clone(), host, template: pool.record.policy.host.clone() });
+            out.effects.push(Effect::CreateHost {
+                pool: name.clone(),
+                host,
+                template: pool.record.policy.host.clone(),
+            });
             self.timers.insert((now + pool.record.policy.boot_deadline_ms, Timer::Pool(name.clone())));
         }
         let change = create + u32::try_from(keep.len()).unwrap_or(0);
@@ -104,7 +130,15 @@ impl Fleet {
         }
     }
 
-    fn scale_in(&mut self, name: &PoolName, view: &PoolView, release: &[NodeId], reason: &str, now: Timestamp, out: &mut Output) {
+    fn scale_in(
+        &mut self,
+        name: &PoolName,
+        view: &PoolView,
+        release: &[NodeId],
+        reason: &str,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let then = match self.pools.get(name).map(|pool| pool.record.policy.provider) {
             Some(ProviderKind::Local) => DrainThen::Delete,
             Some(ProviderKind::Static) => DrainThen::Stop,
@@ -121,7 +155,15 @@ impl Fleet {
         }
     }
 
-    fn record_scaling(&mut self, name: &PoolName, from: u32, to: u32, reason: String, now: Timestamp, out: &mut Output) {
+    fn record_scaling(
+        &mut self,
+        name: &PoolName,
+        from: u32,
+        to: u32,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let subject = Subject::Pool { name: name.clone(), sizes: Some((from, to)) };
         record(out, now, subject, "scaled", reason, Some(&Actor(String::from(SCALER))));
         if let Some(pool) = self.pools.get_mut(name) {
@@ -171,7 +213,14 @@ impl Fleet {
         out.touched.pools.insert(name.clone());
     }
 
-    pub(super) fn host_failed(&mut self, name: &PoolName, host: HostRequestId, reason: &str, now: Timestamp, out: &mut Output) {
+    pub(super) fn host_failed(
+        &mut self,
+        name: &PoolName,
+        host: HostRequestId,
+        reason: &str,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let Some(pool) = self.pools.get_mut(name) else { return };
         if pool.record.hosts.remove(&host).is_some() {
             self.count_failure(name, reason, now, out);
@@ -184,7 +233,11 @@ impl Fleet {
             return;
         }
         out.touched.pools.insert(name.clone());
-        let Some(id) = self.nodes.iter().find(|(_, node)| node.record.host == Some(host) && node.record.pool == *name).map(|(id, _)| *id)
+        let Some(id) = self
+            .nodes
+            .iter()
+            .find(|(_, node)| node.record.host == Some(host) && node.record.pool == *name)
+            .map(|(id, _)| *id)
         else {
             return;
         };
@@ -203,7 +256,14 @@ impl Fleet {
     }
 
     /// The provider could not delete it: it goes back to ready by itself.
-    pub(super) fn host_delete_failed(&mut self, name: &PoolName, host: HostRequestId, reason: String, now: Timestamp, out: &mut Output) {
+    pub(super) fn host_delete_failed(
+        &mut self,
+        name: &PoolName,
+        host: HostRequestId,
+        reason: String,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let Some(pool) = self.pools.get_mut(name) else { return };
         let Some(Host::Deleting { node: Some(node), .. }) = pool.record.hosts.get(&host).copied() else { return };
         pool.record.hosts.insert(host, Host::Joined(node));

@@ -42,7 +42,14 @@ impl Fleet {
             }
             match node.record.liveness {
                 Liveness::Lost(_) | Liveness::Gone(_) => {
-                    record(out, now, Subject::Node(id), "removed", format!("its name `{name}` enrolled with another key"), None);
+                    record(
+                        out,
+                        now,
+                        Subject::Node(id),
+                        "removed",
+                        format!("its name `{name}` enrolled with another key"),
+                        None,
+                    );
                     self.forget_node(id, out);
                 }
                 Liveness::Joining | Liveness::Live | Liveness::Silent(_) => return Err(Denied::NameTaken { name }),
@@ -61,7 +68,14 @@ impl Fleet {
         Ok(Reply::Enrolled { node: id })
     }
 
-    pub(super) fn node_connected(&mut self, id: NodeId, session: SessionId, hello: Hello, now: Timestamp, out: &mut Output) {
+    pub(super) fn node_connected(
+        &mut self,
+        id: NodeId,
+        session: SessionId,
+        hello: Hello,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let Some(node) = self.nodes.get_mut(&id) else {
             let reason = String::from("this node is not known here; enrol it again with a token");
             out.effects.push(Effect::CloseSession { node: id, session, reason });
@@ -123,7 +137,15 @@ impl Fleet {
     }
 
     /// What we know and the host does not hold.
-    fn compare_at_hello(&mut self, id: NodeId, held: &[Held], rebooted: bool, restarted: bool, now: Timestamp, out: &mut Output) {
+    fn compare_at_hello(
+        &mut self,
+        id: NodeId,
+        held: &[Held],
+        rebooted: bool,
+        restarted: bool,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let held: BTreeSet<AttemptId> = held.iter().map(|held| held.attempt).collect();
         let missing: Vec<AttemptId> =
             self.nodes.get(&id).into_iter().flat_map(|node| node.attempts.difference(&held).copied()).collect();
@@ -153,9 +175,12 @@ impl Fleet {
     fn unknown_here(&self, node: NodeId, held: &[Held]) -> Vec<AttemptId> {
         held.iter()
             .filter(|held| match held.phase {
-                HeldPhase::Queued | HeldPhase::Running | HeldPhase::Stopping => !self.attempts.get(&held.attempt).is_some_and(|known| {
-                    known.record.node == node && held.epoch == Epoch { term: known.record.term, attempt: held.attempt.number }
-                }),
+                HeldPhase::Queued | HeldPhase::Running | HeldPhase::Stopping => {
+                    !self.attempts.get(&held.attempt).is_some_and(|known| {
+                        known.record.node == node
+                            && held.epoch == Epoch { term: known.record.term, attempt: held.attempt.number }
+                    })
+                }
                 HeldPhase::Ended => false,
             })
             .map(|held| held.attempt)
@@ -172,7 +197,12 @@ impl Fleet {
             }
             Duty::Eligible | Duty::Cordoned(_) | Duty::Draining(_) => {}
             Duty::Drained { drain, .. } | Duty::Stopping { drain, .. } => {
-                out.effects.push(Effect::Release { node: id, session, revision: drain.revision, then: drain.order.then });
+                out.effects.push(Effect::Release {
+                    node: id,
+                    session,
+                    revision: drain.revision,
+                    then: drain.order.then,
+                });
             }
         }
         let stopping: Vec<(AttemptId, StopReason)> = self
@@ -314,7 +344,11 @@ impl Fleet {
         if !braked && live + fresh >= limits::BRAKE_NODES_MIN && fresh * 3 > live + fresh {
             self.meta.brake_until = Some(now + limits::BRAKE_HOLD);
             out.touched.meta = true;
-            let sentence = format!("{fresh} of {} nodes fell silent within {window}: no eviction for {}", live + fresh, limits::BRAKE_HOLD);
+            let sentence = format!(
+                "{fresh} of {} nodes fell silent within {window}: no eviction for {}",
+                live + fresh,
+                limits::BRAKE_HOLD
+            );
             record(out, now, Subject::Fleet, "brake", sentence, None);
         }
     }
@@ -342,7 +376,10 @@ fn second_claimant(node: &Node, hello: &Hello, now: Timestamp) -> Option<String>
     let other = node.record.boot_id != hello.boot_id || node.record.instance != hello.instance;
     let speaking = node.session.is_some() && now.since(node.heard) < Millis(limits::HEARTBEAT_INTERVAL.0 * 2);
     (other && speaking).then(|| {
-        format!("node `{}` is connected with boot id {}, and another host with boot id {} claims to be it", node.record.name, node.record.boot_id, hello.boot_id)
+        format!(
+            "node `{}` is connected with boot id {}, and another host with boot id {} claims to be it",
+            node.record.name, node.record.boot_id, hello.boot_id
+        )
     })
 }
 

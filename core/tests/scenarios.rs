@@ -1,0 +1,461 @@
+//! Readable transcripts of the core: `tests/scenarios/*.txt` hold commands and
+//! what the fleet answers to each. A change of behaviour reads as a text diff.
+//! `RECORD=1 cargo test -p muster-core --test scenarios` writes them anew.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, num::NonZeroU32, path::Path};
+
+use muster_core::{
+    effect::{Effect, Reply, StopReason, Subject},
+    end::{End, NodeLoss},
+    event::{DrainOrder, DrainThen, Event, Held, HeldPhase, Hello, HostSample},
+    fleet::{Fleet, Output},
+    ids::{Actor, AttemptId, Epoch, HostRequestId, JobId, NodeId, PoolName, RequestId, Revision, SessionId, Term},
+    limits,
+    policy::{HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
+    resources::Resources,
+    spec::{Delivery, JobSpec, OnDrain, Retries},
+    time::{Millis, Timestamp},
+};
+
+#[test]
+fn transcripts_say_what_they_said() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
+    let mut paths: Vec<_> =
+        fs::read_dir(&folder).expect("the scenarios folder").map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "no scenario in {}", folder.display());
+    let mut differing = Vec::new();
+    for path in paths {
+        let recorded = fs::read_to_string(&path).expect("a scenario");
+        let played = play(&recorded);
+        if std::env::var_os("RECORD").is_some() {
+            fs::write(&path, &played).expect("the scenario is writable");
+        } else if played != recorded {
+            differing.push(format!("--- {} now says:\n{played}", path.display()));
+        }
+    }
+    assert!(differing.is_empty(), "{}", differing.join("\n"));
+}
+
+/// Plays the commands of a transcript and writes it anew with today's answers.
+fn play(transcript: &str) -> String {
+    let mut world = World::new();
+    let mut played = String::new();
+    for line in transcript.lines().filter(|line| !line.starts_with("  ")) {
+        played.push_str(line);
+        played.push('\n');
+        if !line.is_empty() && !line.starts_with('#') {
+            for answer in world.command(line) {
+                writeln!(played, "  {answer}").expect("a string takes all");
+            }
+        }
+    }
+    played
+}
+
+struct World {
+    fleet: Fleet,
+    now: Timestamp,
+    sessions: BTreeMap<NodeId, SessionId>,
+    next_session: u64,
+}
+
+/// `key=value` words of a command.
+struct Words<'a> {
+    plain: Vec<&'a str>,
+    named: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Words<'a> {
+    fn of(line: &'a str) -> Self {
+        let (named, plain): (Vec<&str>, Vec<&str>) = line.split_whitespace().partition(|word| word.contains('='));
+        Self { plain, named: named.iter().filter_map(|word| word.split_once('=')).collect() }
+    }
+
+    fn text(&self, name: &str, default: &str) -> String {
+        self.named.get(name).copied().unwrap_or(default).to_owned()
+    }
+
+    fn number(&self, name: &str, default: u64) -> u64 {
+        self.named.get(name).map_or(default, |value| value.parse().expect("a number"))
+    }
+}
+
+fn seconds(text: &str) -> Millis {
+    match text.strip_suffix("ms") {
+        Some(millis) => Millis(millis.parse().expect("milliseconds")),
+        None => Millis::from_secs(text.strip_suffix('s').expect("seconds").parse().expect("seconds")),
+    }
+}
+
+fn attempt(text: &str) -> AttemptId {
+    let mut parts = text.split('.');
+    let mut next = || parts.next().expect("job.task.number");
+    let job: JobId = next().parse().expect("a job id");
+    let task = next().parse().expect("a task");
+    let number: NonZeroU32 = next().parse().expect("an attempt number");
+    AttemptId { job, task, number }
+}
+
+fn end(text: &str) -> End {
+    match text {
+        "succeeded" => End::Succeeded,
+        "cancelled" => End::Cancelled,
+        "drained" => End::Drained,
+        "spawner_lost" => End::SpawnerLost,
+        "node_lost" => End::NodeLost(NodeLoss::Silent),
+        other => End::Exited(other.strip_prefix("exit:").expect("an end").parse().expect("an exit code")),
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world =
+            Self { fleet: Fleet::default(), now: Timestamp(1_000_000), sessions: BTreeMap::new(), next_session: 1 };
+        world.apply(Event::Led { term: Term(1) });
+        world
+    }
+
+    fn apply(&mut self, event: Event) -> Vec<String> {
+        let mut out = Output::default();
+        self.fleet.apply(event, self.now, &mut out);
+        self.fleet.settle(self.now, &mut out);
+        muster_core::invariants::check(&self.fleet).expect("every promise holds");
+        describe(&out)
+    }
+
+    fn node(&self, name: &str) -> NodeId {
+        self.fleet.nodes().find(|(_, node)| node.name == name).expect("a known node").0
+    }
+
+    fn session(&self, node: NodeId) -> SessionId {
+        self.sessions.get(&node).copied().unwrap_or(SessionId(0))
+    }
+
+    fn command(&mut self, line: &str) -> Vec<String> {
+        let words = Words::of(line);
+        let request = RequestId(1);
+        let actor = Actor("ana".into());
+        let reason = words.text("reason", "because");
+        let first = words.plain.get(1).copied().unwrap_or("");
+        match words.plain[0] {
+            "wait" => self.wait(seconds(first)),
+            "node" => self.enroll_and_connect(first, &words),
+            "connect" => self.connect(first, &words),
+            "disconnect" => {
+                let node = self.node(first);
+                self.apply(Event::NodeDisconnected { node, session: self.session(node) })
+            }
+            "heartbeat" => {
+                let node = self.node(first);
+                let held = self.held(&words);
+                let session = self.session(node);
+                self.apply(Event::Heartbeat { node, session, sequence: 1, sample: HostSample::default(), held })
+            }
+            "submit" => self.submit(&words),
+            "cancel" => {
+                let job = first.parse().expect("a job id");
+                self.apply(Event::Cancel { request, job, tasks: None, actor, reason })
+            }
+            "retry" => self.apply(Event::Retry { request, job: first.parse().expect("a job id"), actor }),
+            "started" => self.report(
+                first,
+                |node, session, attempt, epoch| Event::AttemptStarted { node, session, attempt, epoch },
+                &words,
+            ),
+            "ended" => {
+                let end = end(words.plain[2]);
+                self.report(
+                    first,
+                    |node, session, attempt, epoch| Event::AttemptEnded {
+                        node,
+                        session,
+                        attempt,
+                        epoch,
+                        end,
+                        detail: Vec::new(),
+                    },
+                    &words,
+                )
+            }
+            "given_back" => {
+                let id = attempt(first);
+                let node = self.fleet.attempt(id).expect("a live attempt").node;
+                self.apply(Event::GivenBack { node, session: self.session(node), attempts: vec![id] })
+            }
+            "cordon" => self.apply(Event::Cordon { request, node: self.node(first), actor, reason }),
+            "uncordon" => self.apply(Event::Uncordon { request, node: self.node(first), actor, reason }),
+            "resume" => self.apply(Event::Resume { request, node: self.node(first), actor, reason }),
+            "remove" => {
+                let force = words.named.contains_key("force");
+                self.apply(Event::RemoveNode { request, node: self.node(first), force, actor, reason })
+            }
+            "drain" => {
+                let deadline = words.named.get("deadline").map(|span| self.now + seconds(span));
+                let then = match words.text("then", "nothing").as_str() {
+                    "stop" => DrainThen::Stop,
+                    "delete" => DrainThen::Delete,
+                    _nothing => DrainThen::Nothing,
+                };
+                let order = DrainOrder { deadline, then, refusable: false, actor, reason };
+                self.apply(Event::Drain { request, node: self.node(first), order })
+            }
+            "proved" => {
+                let node = self.node(first);
+                let revision = Revision(words.number("revision", 1));
+                self.apply(Event::DrainProved { node, session: self.session(node), revision })
+            }
+            "refused" => {
+                let node = self.node(first);
+                let revision = Revision(words.number("revision", 1));
+                self.apply(Event::DrainRefused { node, session: self.session(node), revision, reason })
+            }
+            "pool" => self.pool(&words),
+            "host_gone" => {
+                let host = HostRequestId(first.parse().expect("a host"));
+                self.apply(Event::HostGone { pool: PoolName("local".into()), host })
+            }
+            "host_failed" => {
+                let host = HostRequestId(first.parse().expect("a host"));
+                self.apply(Event::HostFailed { pool: PoolName("local".into()), host, reason })
+            }
+            "explain" => {
+                let job: JobId = first.parse().expect("a job id");
+                vec![self.fleet.explain_wait(job).unwrap_or_else(|| "nothing waits".into())]
+            }
+            "nodes" => self
+                .fleet
+                .nodes()
+                .map(|(id, node)| {
+                    format!("{} {} attempts={}", node.name, node.state(), self.fleet.attempts_on(id).count())
+                })
+                .collect(),
+            "job" => {
+                let job = self.fleet.job(first.parse().expect("a job id")).expect("a known job");
+                vec![format!(
+                    "{} waiting={} live={} ended={:?}",
+                    job.state().name(),
+                    job.waiting.len(),
+                    job.live.len(),
+                    job.ended.iter().map(|(end, tasks)| format!("{end}:{}", tasks.len())).collect::<Vec<_>>()
+                )]
+            }
+            other => panic!("no such command: {other}"),
+        }
+    }
+
+    /// Time passes in the steps that the fleet itself asks for.
+    fn wait(&mut self, span: Millis) -> Vec<String> {
+        let until = self.now + span;
+        let mut answers = Vec::new();
+        while let Some(due) = self.fleet.next_wake().filter(|due| *due <= until) {
+            self.now = due.max(self.now);
+            for answer in self.apply(Event::Tick) {
+                answers.push(format!("at +{}: {answer}", self.now.since(Timestamp(1_000_000))));
+            }
+        }
+        self.now = until;
+        answers
+    }
+
+    fn enroll_and_connect(&mut self, name: &str, words: &Words<'_>) -> Vec<String> {
+        let host = words.named.get("host").map(|host| HostRequestId(host.parse().expect("a host")));
+        let pool = PoolName(words.text("pool", "local"));
+        let key = [name.len() as u8; 32];
+        let mut answers = self.apply(Event::Enroll { request: RequestId(1), name: name.into(), pool, host, key });
+        answers.extend(self.connect(name, words));
+        answers
+    }
+
+    fn connect(&mut self, name: &str, words: &Words<'_>) -> Vec<String> {
+        let node = self.node(name);
+        let session = SessionId(self.next_session);
+        self.next_session += 1;
+        self.sessions.insert(node, session);
+        let hello = Hello {
+            boot_id: words.text("boot", "boot-1"),
+            agent_start: words.number("start", 1),
+            instance: name.into(),
+            capacity: Resources {
+                cpu_milli: words.number("cpu", 1) * 1_000,
+                memory_bytes: words.number("gib", 4) << 30,
+                disk_bytes: 1 << 30,
+            },
+            labels: BTreeMap::new(),
+            fences: words.text("fences", "ns.pid").split(',').map(str::to_owned).collect(),
+            held: self.held(words),
+            closed_for_drain: Revision(words.number("closed", 0)),
+            version: "muster".into(),
+        };
+        self.apply(Event::NodeConnected { node, session, hello })
+    }
+
+    /// `held=100.0.1:running,100.1.1:queued`
+    fn held(&self, words: &Words<'_>) -> Vec<Held> {
+        let list = words.text("held", "");
+        list.split(',')
+            .filter(|item| !item.is_empty())
+            .map(|item| {
+                let (id, phase) = item.split_once(':').expect("attempt:phase");
+                let phase = match phase {
+                    "queued" => HeldPhase::Queued,
+                    "running" => HeldPhase::Running,
+                    "stopping" => HeldPhase::Stopping,
+                    _ended => HeldPhase::Ended,
+                };
+                let id = attempt(id);
+                Held { attempt: id, epoch: Epoch { term: Term(1), attempt: id.number }, phase }
+            })
+            .collect()
+    }
+
+    fn submit(&mut self, words: &Words<'_>) -> Vec<String> {
+        let spec = JobSpec {
+            name: "job".into(),
+            owner: Actor("ana".into()),
+            pool: None,
+            priority: words.text("priority", "0").parse().expect("a priority"),
+            tasks: u32::try_from(words.number("tasks", 1)).expect("tasks"),
+            request: Resources {
+                cpu_milli: words.number("cpu_milli", 1_000),
+                memory_bytes: words.number("gib", 1) << 30,
+                disk_bytes: 0,
+            },
+            fences: words.text("fences", "").split(',').filter(|fence| !fence.is_empty()).map(str::to_owned).collect(),
+            constraints: BTreeMap::new(),
+            delivery: match words.text("delivery", "").as_str() {
+                "once" => Delivery::AtMostOnce,
+                "exclusive" => Delivery::Exclusive,
+                _default => Delivery::AtLeastOnce,
+            },
+            on_drain: if words.text("on_drain", "") == "requeue" { OnDrain::Requeue } else { OnDrain::Finish },
+            retries: Retries {
+                failed: u32::try_from(words.number("retries", 0)).expect("retries"),
+                ..Retries::default()
+            },
+            time_limit: None,
+            grace: limits::GRACE,
+        };
+        let key = words.text("key", &format!("key-{}", self.fleet.meta().next_job));
+        let digest = [words.number("digest", 0) as u8; 32];
+        self.apply(Event::Submit { request: RequestId(1), key, digest, spec })
+    }
+
+    fn report(
+        &mut self,
+        text: &str,
+        event: impl FnOnce(NodeId, SessionId, AttemptId, Epoch) -> Event,
+        words: &Words<'_>,
+    ) -> Vec<String> {
+        let id = attempt(text);
+        let node = match words.named.get("from") {
+            Some(name) => self.node(name),
+            None => self.fleet.attempt(id).expect("a live attempt").node,
+        };
+        let epoch = Epoch { term: Term(words.number("term", 1)), attempt: id.number };
+        self.apply(event(node, self.session(node), id, epoch))
+    }
+
+    fn pool(&mut self, words: &Words<'_>) -> Vec<String> {
+        let policy = PoolPolicy {
+            name: PoolName("local".into()),
+            provider: ProviderKind::Local,
+            min: u32::try_from(words.number("min", 0)).expect("min"),
+            max: u32::try_from(words.number("max", 4)).expect("max"),
+            placement: if words.text("placement", "") == "bin-pack" {
+                PlacementOrder::BinPack
+            } else {
+                PlacementOrder::Spread
+            },
+            host: HostTemplate {
+                cpu_milli: 1_000,
+                memory_bytes: 4 << 30,
+                disk_bytes: 1 << 30,
+                labels: BTreeMap::new(),
+            },
+            boot_deadline_ms: Millis::from_secs(60),
+            boot_failures: 3,
+            scale_out: vec![ScaleOut {
+                metric: Metric::QueueLength,
+                above: words.number("above", 2),
+                hold_ms: seconds(&words.text("hold", "0s")),
+                step: 1,
+                cooldown_ms: seconds(&words.text("cooldown", "0s")),
+            }],
+            scale_in: Some(ScaleIn {
+                idle_ms: seconds(&words.text("idle", "60s")),
+                queue_below: 1,
+                step: 1,
+                cooldown_ms: Millis(0),
+            }),
+        };
+        self.apply(Event::SetPool { request: RequestId(1), policy, actor: Actor("ana".into()) })
+    }
+}
+
+/// Effects and history, a line each, in order.
+fn describe(out: &Output) -> Vec<String> {
+    let effects = out.effects.iter().map(effect);
+    let history = out.touched.history.iter().map(|entry| {
+        let subject = match &entry.subject {
+            Subject::Fleet => "fleet".to_owned(),
+            Subject::Job(job) => format!("job {job}"),
+            Subject::Node(node) => format!("node {node}"),
+            Subject::Pool { name, sizes: None } => format!("pool {name}"),
+            Subject::Pool { name, sizes: Some((from, to)) } => format!("pool {name} {from} -> {to}"),
+        };
+        let actor = entry.actor.as_ref().map(|actor| format!(" ({actor})")).unwrap_or_default();
+        format!("| {subject}: {} {}{actor}", entry.kind, entry.reason)
+    });
+    let evidence =
+        out.touched.evidence.iter().map(|one| format!("| evidence {} {}: {}", one.attempt, one.end, one.reason));
+    effects.chain(history).chain(evidence).collect()
+}
+
+fn effect(effect: &Effect) -> String {
+    let list = |ids: &[AttemptId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    match effect {
+        Effect::Reply { reply: Ok(Reply::Submitted { job, existed }), .. } => {
+            format!("reply: job {job}{}", if *existed { " (existed)" } else { "" })
+        }
+        Effect::Reply { reply: Ok(reply), .. } => format!("reply: {reply:?}"),
+        Effect::Reply { reply: Err(denied), .. } => format!("denied: {denied}"),
+        Effect::Welcome { node, incarnation, unknown, .. } => {
+            format!("{node} <- welcome incarnation={} unknown=[{}]", incarnation.0, list(unknown))
+        }
+        Effect::GrantLease { node, duration, unknown, .. } => {
+            format!("{node} <- lease {duration} unknown=[{}]", list(unknown))
+        }
+        Effect::Start { node, attempts, .. } => {
+            format!("{node} <- start {}", list(&attempts.iter().map(|(id, _)| *id).collect::<Vec<_>>()))
+        }
+        Effect::Stop { node, attempts, .. } => {
+            let orders: Vec<String> =
+                attempts.iter().map(|order| format!("{}({})", order.attempt, reason(order.reason))).collect();
+            format!("{node} <- stop {}", orders.join(" "))
+        }
+        Effect::Acknowledge { node, attempts, .. } => format!("{node} <- stored {}", list(attempts)),
+        Effect::Recall { node, count, .. } => {
+            format!("{node} <- recall {}", if *count == u32::MAX { "all".to_owned() } else { count.to_string() })
+        }
+        Effect::AskDrained { node, revision, refusable, .. } => {
+            format!("{node} <- ask_drained revision={}{}", revision.0, if *refusable { " refusable" } else { "" })
+        }
+        Effect::Release { node, revision, then, .. } => {
+            format!("{node} <- release revision={} then={then:?}", revision.0)
+        }
+        Effect::Reopen { node, revision, .. } => format!("{node} <- reopen revision={}", revision.0),
+        Effect::CloseSession { node, reason, .. } => format!("{node} <- close: {reason}"),
+        Effect::CreateHost { pool, host, .. } => format!("provider: create host {} for {pool}", host.0),
+        Effect::DeleteHost { pool, host, .. } => format!("provider: delete host {} of {pool}", host.0),
+    }
+}
+
+fn reason(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::Cancelled => "cancelled",
+        StopReason::Drained => "drained",
+        StopReason::Preempted => "preempted",
+        StopReason::Superseded => "superseded",
+    }
+}
