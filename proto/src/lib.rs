@@ -1,6 +1,8 @@
 //! The wire: package `muster.v1` as generated code, and [`convert`], the one
 //! place that distrusts it.
 
+pub mod convert;
+
 /// Messages and services of `muster.v1`, generated from `proto/muster/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used)]
 pub mod v1 {
