@@ -1,1 +1,24 @@
-//! What end-to-end tests share.
+//! What end-to-end tests share: real processes that never outlive their test,
+//! a typed client, and waiting for a condition with a deadline. Nothing here
+//! knows what a test asserts.
+
+pub mod client;
+pub mod fleet;
+pub mod host;
+pub mod part;
+pub mod wait;
+
+pub use client::{Client, Finished};
+pub use fleet::{Fleet, NodeOptions};
+pub use wait::{WAIT, eventually, eventually_blocking};
+
+/// Ends the test early and loudly: the runner counts it as skipped, and fails
+/// unless `tests/skips.toml` excuses it by a feature that this host lacks.
+#[macro_export]
+macro_rules! skip {
+    ($reason:expr) => {{
+        let name = std::thread::current().name().unwrap_or("?").to_owned();
+        println!("SKIP {name}: {}", $reason);
+        return;
+    }};
+}

@@ -1,0 +1,175 @@
+"""A throw-away QEMU guest: assembles its disk, boots it without KVM, runs commands in it, and never outlives us.
+
+What the guest is for (which checks run in it) is not decided here; see `smoke`.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+# Emulated, and on a busy machine: a quiet boot takes 10 s.
+BOOT_SECONDS = 240
+# No guest lives longer than this, whatever happens: a failed one does not exit by itself.
+LIFE_SECONDS = 1200
+APT_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
+
+
+class GuestError(Exception):
+    """The guest did not do what was asked in time."""
+
+
+def install_missing(say):
+    """Installs QEMU and the image tools by apt, and says so. Returns why not, or None."""
+    missing = [package for program, package in APT_PACKAGES.items() if not shutil.which(program)]
+    if not missing:
+        return None
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return f"missing packages: {' '.join(missing)} (installing them needs root and apt-get)"
+    say(f"installing by apt-get: {' '.join(missing)}")
+    env = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing]):
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900)
+        if done.returncode != 0:
+            return f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}"
+    return None
+
+
+def base_image():
+    """The folder with root.tar, vmlinuz and initrd, built if this is the first time."""
+    done = subprocess.run([HERE / "build-image"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=1200)
+    if done.returncode != 0:
+        raise GuestError("the base image could not be built; the lines above say why")
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+class Guest:
+    """One guest. Use as a context manager: QEMU is ended and the disk removed on every way out."""
+
+    def __init__(self, results, customise):
+        """`customise(root)` puts files into the guest's root folder before its disk is made."""
+        self.console = Path(results) / "console.log"
+        self.work = Path(tempfile.mkdtemp(prefix="muster-guest-"))
+        self.customise = customise
+        self.process = None
+        self.control = None
+        self.buffer = b""
+
+    def __enter__(self):
+        try:
+            self._make_disk()
+            self._boot()
+            return self
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_):
+        if self.control:
+            self.control.close()
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+        if self.process:
+            self.process.wait()
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _make_disk(self):
+        image = base_image()
+        root = self.work / "root"
+        root.mkdir()
+        subprocess.run(["tar", "-xf", image / "root.tar", "-C", root], check=True)
+        self._install(HERE / "files/guest-control", root / "usr/local/sbin/guest-control", 0o755)
+        for unit in ("guest-control.service", "guest-network.service"):
+            self._install(HERE / "files" / unit, root / "etc/systemd/system" / unit, 0o644)
+            enable(root, unit)
+        self.customise(root)
+        self.disk = self.work / "disk.img"
+        subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", root, self.disk, "1500M"], check=True, capture_output=True)
+        shutil.rmtree(root)
+        for name in ("vmlinuz", "initrd"):
+            shutil.copy(image / name, self.work / name)
+
+    @staticmethod
+    def _install(source, target, mode):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+        target.chmod(mode)
+
+    def _boot(self):
+        path = self.work / "control.sock"
+        # KVM is not asked for: nested or software KVM boots a stock kernel badly or not at all, TCG always does.
+        command = [
+            "nice", "-n", "5", "timeout", "-s", "KILL", str(LIFE_SECONDS), "qemu-system-x86_64", "-M", "q35",
+            "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem", "-smp", "2", "-m", "1024",
+            "-display", "none", "-monitor", "none", "-no-reboot",
+            "-serial", f"file:{self.console}", "-serial", f"unix:{path},server=on,wait=off",
+            "-kernel", self.work / "vmlinuz", "-initrd", self.work / "initrd",
+            "-append", "console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=0 net.ifnames=0 "
+            "panic=-1 mitigations=off tsc=reliable systemd.journald.forward_to_console=1",
+            "-drive", f"file={self.disk},format=raw,if=virtio,file.locking=off",
+            "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0",
+        ]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=self.work)
+        deadline = time.monotonic() + BOOT_SECONDS
+        self.control = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self.control.connect(str(path))
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                self._check(deadline, "QEMU to open its control socket")
+                time.sleep(0.05)
+        self._read_until(rb"@@READY\r?\n", deadline, "the guest to boot")
+
+    def _check(self, deadline, waiting_for):
+        if self.process.poll() is not None:
+            raise GuestError(f"QEMU ended with {self.process.returncode} while waiting for {waiting_for}")
+        if time.monotonic() > deadline:
+            raise GuestError(f"timed out waiting for {waiting_for}; see {self.console}")
+
+    def _read_until(self, pattern, deadline, waiting_for):
+        while True:
+            found = re.search(pattern, self.buffer)
+            if found:
+                before, self.buffer = self.buffer[: found.start()], self.buffer[found.end():]
+                return before, found
+            self._check(deadline, waiting_for)
+            self.control.settimeout(0.5)
+            try:
+                data = self.control.recv(65536)
+            except TimeoutError:
+                continue
+            if not data:
+                raise GuestError(f"the guest's control port closed while waiting for {waiting_for}")
+            self.buffer += data
+
+    def run(self, command, timeout=60):
+        """Runs a shell command as root in the guest; returns (exit code, output)."""
+        assert "\n" not in command, "one command a line"
+        self.control.sendall(command.encode() + b"\n")
+        output, end = self._read_until(rb"\r?\n@@END (\d+)\r?\n", time.monotonic() + timeout, f"`{command}`")
+        return int(end.group(1)), output.decode(errors="replace").replace("\r\n", "\n").strip()
+
+    def wait_for_exit(self, timeout):
+        """Waits until the guest has powered itself off; returns QEMU's exit code."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise GuestError(f"the guest did not power off within {timeout} s") from None
+
+
+def enable(root, unit):
+    """What `systemctl enable` does for a unit of multi-user.target."""
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    for folder in ("etc/systemd/system", "usr/lib/systemd/system"):
+        if (root / folder / unit).exists():
+            (wants / unit).symlink_to(f"/{folder}/{unit}")
+            return
+    raise GuestError(f"no unit {unit} in the guest")

@@ -1,0 +1,286 @@
+//! A real fleet in a temporary folder: one coordinator, and a spawner and an
+//! agent for each node, as an operator would start them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use muster_proto::v1;
+use tempfile::TempDir;
+
+use crate::{Client, WAIT, client::bytes, eventually, host, part::Part};
+
+/// Fences of profile strict, as docs/sandbox.md lists them.
+const STRICT: [&str; 17] = [
+    "ns.pid",
+    "ns.mount",
+    "ns.ipc",
+    "ns.uts",
+    "ns.net",
+    "ns.user",
+    "ns.cgroup",
+    "root.readonly",
+    "no_new_privs",
+    "caps.none",
+    "uid.own",
+    "limits.cpu",
+    "limits.memory",
+    "limits.pids",
+    "limits.io",
+    "limits.disk",
+    "kill.cgroup",
+];
+/// Each node as root gets this many uids for its jobs; nodes of tests at the same time must not share any.
+const UIDS_PER_NODE: u32 = 64;
+
+/// What a node declares.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// As `--cpu`.
+    pub cpu: &'static str,
+    /// As `--memory`.
+    pub memory: &'static str,
+    /// The token's pool; empty: the default one.
+    pub pool: &'static str,
+    /// Only a slice of this machine: usage is that of its attempts.
+    pub slice: bool,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self { cpu: "4", memory: "8G", pool: "", slice: true }
+    }
+}
+
+/// One node's processes.
+#[derive(Debug)]
+pub struct NodeParts {
+    /// Its name.
+    pub name: String,
+    // In the order of a stop: the spawner goes while the agent can still report.
+    /// The keeper of its jobs.
+    pub spawner: Option<Part>,
+    /// Its connection.
+    pub agent: Option<Part>,
+    agent_arguments: Vec<OsString>,
+    spawner_arguments: Vec<OsString>,
+}
+
+/// A coordinator and its nodes. Everything ends and is removed with it.
+#[derive(Debug)]
+pub struct Fleet {
+    // Fields are dropped in this order: nodes clean up before their coordinator and their folder go.
+    nodes: BTreeMap<String, NodeParts>,
+    /// The coordinator's process, while it runs.
+    pub coordinator: Option<Part>,
+    /// Its address, the same over restarts.
+    pub address: String,
+    /// The operator.
+    pub client: Client,
+    fences: BTreeSet<String>,
+    folder: TempDir,
+}
+
+impl Fleet {
+    /// Starts a coordinator without any node.
+    pub async fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("muster-e2e-").tempdir().expect("a temporary folder");
+        let client = Client::new(&folder.path().join("coordinator/operator.sock"));
+        let mut fleet = Self {
+            nodes: BTreeMap::new(),
+            coordinator: None,
+            address: String::from("127.0.0.1:0"),
+            client,
+            fences: BTreeSet::new(),
+            folder,
+        };
+        fleet.start_coordinator().await;
+        fleet
+    }
+
+    /// Starts a coordinator with one node named `n1`.
+    pub async fn with_node() -> Self {
+        let mut fleet = Self::start().await;
+        fleet.add_node("n1", &NodeOptions::default()).await;
+        fleet
+    }
+
+    /// The fleet's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The coordinator's data folder.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("coordinator")
+    }
+
+    /// Starts the coordinator (again) on the same data, and on the same port as before.
+    pub async fn start_coordinator(&mut self) {
+        let port_file = self.folder.path().join("port");
+        let _ = std::fs::remove_file(&port_file);
+        let log = self.folder.path().join("coordinator.log");
+        self.coordinator = Some(Part::start("coordinator", &log, &self.serve_arguments(&port_file)));
+        let address = eventually("the coordinator is ready", WAIT, async || {
+            if let Some(part) = &mut self.coordinator
+                && !part.is_running()
+            {
+                panic!("the coordinator ended: {}", part.log());
+            }
+            std::fs::read_to_string(&port_file).ok().filter(|text| !text.trim().is_empty())
+        })
+        .await;
+        let address = address.trim();
+        // The file may hold the port alone or the whole address.
+        self.address = if address.contains(':') { address.to_owned() } else { format!("127.0.0.1:{address}") };
+    }
+
+    /// The command line of the coordinator.
+    #[must_use]
+    pub fn serve_arguments(&self, port_file: &Path) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = ["coordinator", "serve", "--init", "--data"].map(OsString::from).to_vec();
+        arguments.push(self.data().into());
+        arguments.extend(["--listen".into(), self.address.clone().into(), "--port-file".into(), port_file.into()]);
+        arguments
+    }
+
+    /// `kill -9` of the coordinator.
+    pub fn kill_coordinator(&mut self) {
+        if let Some(mut part) = self.coordinator.take() {
+            part.kill9();
+        }
+    }
+
+    /// A join token.
+    ///
+    /// # Panics
+    ///
+    /// If the coordinator refuses.
+    pub async fn token(&self, pool: &str) -> String {
+        let request = v1::CreateTokenRequest { valid_ms: None, pool: pool.to_owned() };
+        self.client.fleet.clone().create_token(request).await.expect("a token").into_inner().token
+    }
+
+    /// Starts a spawner and an agent and waits until the node is ready.
+    pub async fn add_node(&mut self, name: &str, options: &NodeOptions) -> v1::Node {
+        let token = self.token(options.pool).await;
+        let parts = self.node_parts(name, options, &token);
+        self.nodes.insert(name.to_owned(), parts);
+        self.start_spawner(name);
+        self.start_agent(name);
+        let node = self.client.node_in(name, "ready").await;
+        self.fences.extend(node.fences.iter().cloned());
+        node
+    }
+
+    fn node_parts(&self, name: &str, options: &NodeOptions, token: &str) -> NodeParts {
+        let state = self.folder.path().join(name);
+        std::fs::create_dir_all(&state).expect("a node's folder");
+        let socket = state.join("spawner.sock");
+        let mut spawner: Vec<OsString> = vec!["spawner".into(), "--socket".into(), (&socket).into()];
+        spawner.extend(["--state".into(), state.join("spawner").into(), "--node-id".into()]);
+        spawner.push(format!("e2e-{}-{name}", std::process::id()).into());
+        if host::is_root() {
+            spawner.extend(["--uids".into(), uid_range().into()]);
+        }
+        let mut agent: Vec<OsString> = vec!["agent".into(), "run".into(), "--state".into(), state.join("agent").into()];
+        agent.extend(["--coordinator".into(), self.address.clone().into(), "--spawner".into(), socket.into()]);
+        agent.extend(
+            ["--name", name, "--cpu", options.cpu, "--memory", options.memory, "--token", token].map(Into::into),
+        );
+        if options.slice {
+            agent.push("--slice".into());
+        }
+        NodeParts { name: name.into(), spawner: None, agent: None, agent_arguments: agent, spawner_arguments: spawner }
+    }
+
+    /// A node's processes.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such node.
+    pub fn node(&mut self, name: &str) -> &mut NodeParts {
+        self.nodes.get_mut(name).expect("a node that was added")
+    }
+
+    /// Starts a node's agent (again).
+    pub fn start_agent(&mut self, name: &str) {
+        let log = self.folder.path().join(format!("{name}-agent.log"));
+        let node = self.node(name);
+        node.agent = Some(Part::start(&format!("agent {name}"), &log, &node.agent_arguments));
+    }
+
+    /// Starts a node's spawner (again).
+    pub fn start_spawner(&mut self, name: &str) {
+        let log = self.folder.path().join(format!("{name}-spawner.log"));
+        let node = self.node(name);
+        node.spawner = Some(Part::start(&format!("spawner {name}"), &log, &node.spawner_arguments));
+    }
+
+    /// Fences of profile strict that this host's nodes lack.
+    #[must_use]
+    pub fn lacking(&self) -> Vec<String> {
+        STRICT.iter().filter(|fence| !self.fences.contains(**fence)).map(|fence| (*fence).to_owned()).collect()
+    }
+
+    /// A small job of one task in profile strict, without what this host lacks.
+    #[must_use]
+    pub fn job<const N: usize>(&self, arguments: [&str; N]) -> v1::JobTemplate {
+        let body = v1::JobBody {
+            arguments: arguments.iter().map(bytes).collect(),
+            request: Some(v1::Resources { cpu_milli: 100, memory_bytes: 64 << 20, disk_bytes: 16 << 20 }),
+            profile: v1::Profile::Strict.into(),
+            network: v1::Network::None.into(),
+            delivery: v1::Delivery::AtLeastOnce.into(),
+            on_drain: v1::OnDrain::Finish.into(),
+            without: self.lacking(),
+            grace_ms: 1_000,
+            ..Default::default()
+        };
+        v1::JobTemplate { body: Some(body), tasks: 1, ..Default::default() }
+    }
+
+    /// A job that runs a shell script.
+    #[must_use]
+    pub fn script(&self, script: &str) -> v1::JobTemplate {
+        self.job(["/bin/sh", "-c", script])
+    }
+
+    /// Drains a node.
+    ///
+    /// # Panics
+    ///
+    /// If the coordinator refuses.
+    pub async fn drain(&self, name: &str, deadline: Option<Duration>, then: &str) -> v1::DrainResponse {
+        let request = v1::DrainRequest {
+            selector: Some(selector(name)),
+            reason: String::from("a test"),
+            deadline_ms: deadline.map(|time| u64::try_from(time.as_millis()).expect("a short time")),
+            then: then.to_owned(),
+            dry_run: false,
+        };
+        self.client.nodes.clone().drain(request).await.expect("a drain").into_inner()
+    }
+}
+
+/// One node by name.
+#[must_use]
+pub fn selector(name: &str) -> v1::NodeSelector {
+    v1::NodeSelector { nodes: vec![name.to_owned()], ..Default::default() }
+}
+
+/// A range of uids for one spawner, unlike that of any other test that may run now.
+fn uid_range() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let node = NEXT.fetch_add(1, Ordering::Relaxed);
+    // Tests run in processes of their own: a slot for each by pid, with room for 16 nodes.
+    let slot = std::process::id() % 4_096;
+    let first = 1_000_000 + (slot * 16 + node % 16) * UIDS_PER_NODE;
+    format!("{first}-{}", first + UIDS_PER_NODE - 1)
+}

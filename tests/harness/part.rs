@@ -1,0 +1,150 @@
+//! One real process of the fleet. It ends with its guard, also when the test
+//! panics or is killed: it watches a pipe whose other end only we hold.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    os::{
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
+    sys::signal::{Signal, kill},
+    unistd::{Pid, pipe2},
+};
+
+use crate::eventually_blocking;
+
+/// A part that lost its parent must have cleaned up by then.
+const CLEANUP: Duration = Duration::from_secs(20);
+
+/// The `muster` executable under test: MUSTER_BIN, else the one beside the test's own binary.
+///
+/// # Panics
+///
+/// If there is none.
+#[must_use]
+pub fn muster_binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("MUSTER_BIN") {
+        return PathBuf::from(path);
+    }
+    let own = std::env::current_exe().expect("a test knows its own path");
+    let beside = own.parent().and_then(Path::parent).map(|folder| folder.join("muster"));
+    match beside {
+        Some(path) if path.exists() => path,
+        _ => panic!("no muster executable: run `cargo build -p muster` first, or set MUSTER_BIN"),
+    }
+}
+
+/// A running process of ours.
+#[derive(Debug)]
+pub struct Part {
+    name: String,
+    child: Child,
+    lifeline: Option<OwnedFd>,
+    log: PathBuf,
+}
+
+impl Part {
+    /// Starts `muster ARGUMENTS... --parent-fd N` with its output in `log` (appended).
+    ///
+    /// # Panics
+    ///
+    /// If the process cannot be started.
+    #[must_use]
+    pub fn start(name: &str, log: &Path, arguments: &[OsString]) -> Self {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+        let output = File::options().create(true).append(true).open(log).expect("a log file");
+        let mut command = Command::new(muster_binary());
+        command
+            .args(arguments)
+            .arg("--parent-fd")
+            .arg(read.as_raw_fd().to_string())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("a second handle of the log"))
+            .stderr(output)
+            .env("RUST_BACKTRACE", "1");
+        let number = read.as_raw_fd();
+        let keep_open = move || {
+            // SAFETY: `read` is dropped only after the spawn, so the child has it under this number.
+            let fd = unsafe { BorrowedFd::borrow_raw(number) };
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop).map_err(Into::into)
+        };
+        // SAFETY: between fork and exec only fcntl(2) is called, which is async-signal-safe.
+        unsafe { command.pre_exec(keep_open) };
+        let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        drop(read);
+        Self { name: name.to_owned(), child, lifeline: Some(write), log: log.to_owned() }
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`, and waits for it.
+    pub fn kill9(&mut self) {
+        // Our own unreaped child: its number cannot have been reused.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        let _ = kill(pid, signal);
+    }
+
+    /// Closes our end of the pipe, as our death would.
+    pub fn cut_lifeline(&mut self) {
+        self.lifeline = None;
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    ///
+    /// At the deadline.
+    pub fn wait(&mut self, deadline: Duration) -> ExitStatus {
+        let ended = eventually_blocking(deadline, || self.child.try_wait().ok().flatten());
+        ended.unwrap_or_else(|| panic!("{} did not end within {deadline:?}\n{}", self.name, self.log_tail()))
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// All it has printed so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.lifeline = None;
+        let ended = eventually_blocking(CLEANUP, || self.child.try_wait().ok().flatten());
+        if std::thread::panicking() {
+            eprintln!("---- {} ({})\n{}", self.name, self.log.display(), self.log_tail());
+        }
+        if ended.is_none() {
+            eprintln!("{} did not end after its parent's pipe closed; killing it", self.name);
+            self.kill9();
+        }
+    }
+}
