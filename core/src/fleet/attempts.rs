@@ -31,6 +31,10 @@ impl Fleet {
         if self.node_on(node, session).is_none() {
             return;
         }
+        self.note_started(id, node, epoch, now, out);
+    }
+
+    pub(super) fn note_started(&mut self, id: AttemptId, node: NodeId, epoch: Epoch, now: Timestamp, out: &mut Output) {
         let Some(attempt) = self.live_attempt(id, node, epoch) else { return };
         if attempt.record.started.is_some() {
             return;

@@ -97,6 +97,7 @@ impl Fleet {
         }
         let restarted = node.record.agent_start != hello.agent_start;
         self.adopt(id, session, &hello, now);
+        self.note_running(id, &hello.held, now, out);
         self.compare_at_hello(id, &hello.held, rebooted, restarted, now, out);
         self.welcome(id, session, &hello.held, out);
         self.remind(id, session, hello.closed_for_drain, now, out);
@@ -134,6 +135,13 @@ impl Fleet {
         let lease_end = node.lease_end;
         self.names.insert(node.record.name.clone(), id);
         self.wake_at(lease_end, Timer::Node(id));
+    }
+
+    /// What the host runs has started, also when the report of it was lost with a stream.
+    fn note_running(&mut self, id: NodeId, held: &[Held], now: Timestamp, out: &mut Output) {
+        for held in held.iter().filter(|held| held.phase != HeldPhase::Queued) {
+            self.note_started(held.attempt, id, held.epoch, now, out);
+        }
     }
 
     /// What we know and the host does not hold.
@@ -263,6 +271,7 @@ impl Fleet {
             self.freed.insert(id);
             self.reindex(id);
         }
+        self.note_running(id, held, now, out);
         self.compare_at_heartbeat(id, held, now, out);
         let unknown = self.unknown_here(id, held);
         out.effects.push(Effect::GrantLease { node: id, session, sequence, duration: lease::duration(), unknown });
