@@ -21,6 +21,11 @@ LIFE_SECONDS = 1200
 APT_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
 
 
+def tick():
+    """Between two looks at a condition: the only sleep of the guest's checks."""
+    time.sleep(0.2)
+
+
 class GuestError(Exception):
     """The guest did not do what was asked in time."""
 

@@ -1,1 +1,9 @@
-//! x
+//! End to end: real coordinator, spawner and agent processes on port 0, a fresh
+//! folder each, no sleeps. A test's name is the promise that it checks.
+
+mod access;
+mod demo;
+mod drains;
+mod jobs;
+mod restarts;
+mod usage;

@@ -284,3 +284,33 @@ fn uid_range() -> String {
     let first = 1_000_000 + (slot * 16 + node % 16) * UIDS_PER_NODE;
     format!("{first}-{}", first + UIDS_PER_NODE - 1)
 }
+
+impl Fleet {
+    /// A node that joins with this token.
+    pub async fn join_with_token(&mut self, name: &str, token: &str) {
+        let parts = self.node_parts(name, &NodeOptions::default(), token);
+        self.nodes.insert(name.to_owned(), parts);
+        self.start_spawner(name);
+        self.start_agent(name);
+        self.client.node_in(name, "ready").await;
+    }
+
+    /// An agent that must be refused with this token: what it printed.
+    ///
+    /// # Panics
+    ///
+    /// If it says nothing about it.
+    pub fn refused_join(&mut self, name: &str, token: &str) -> String {
+        let parts = self.node_parts(name, &NodeOptions::default(), token);
+        self.nodes.insert(name.to_owned(), parts);
+        self.start_spawner(name);
+        self.start_agent(name);
+        let agent = self.node(name).agent.as_mut().expect("just started");
+        // It may end, or try again for ever; either way it says why.
+        crate::eventually_blocking(WAIT, || {
+            let log = agent.log();
+            (!agent.is_running() || log.contains("token")).then_some(log)
+        })
+        .expect("it says why it was refused")
+    }
+}

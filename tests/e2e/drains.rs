@@ -1,0 +1,174 @@
+//! Draining a node: what it waits for, what ends at the deadline, what proof it
+//! takes, and what follows.
+
+use std::time::Duration;
+
+use muster_proto::v1::{self, end::Reason};
+use muster_tests::{Fleet, NodeOptions, WAIT, client::fresh_key, eventually, fleet::selector, host};
+
+fn requeue(mut template: v1::JobTemplate) -> v1::JobTemplate {
+    template.body.as_mut().expect("a body").on_drain = v1::OnDrain::Requeue.into();
+    template
+}
+
+async fn resume(fleet: &Fleet, name: &str) {
+    let request = v1::CordonRequest { selector: Some(selector(name)), reason: String::from("a test") };
+    fleet.client.nodes.clone().resume(request).await.expect("a resume");
+}
+
+#[tokio::test]
+async fn at_the_deadline_what_is_left_ends_as_drained_and_runs_elsewhere() {
+    let mut fleet = Fleet::with_node().await;
+    let script = "[ \"$MUSTER_ATTEMPT\" = 1 ] || exit 0; trap 'exit 9' TERM; sleep 30 & wait";
+    let job = fleet.client.submit(fleet.script(script)).await;
+    fleet.client.running(job, 1).await;
+
+    let answer = fleet.drain("n1", Some(Duration::from_secs(1)), "nothing").await;
+    assert_eq!(answer.blockers.len(), 1, "{answer:?}");
+    fleet.client.node_in("n1", "drained").await;
+    let summary = fleet.client.summary(job).await;
+    assert_eq!(summary.state, "waiting", "only another node may take it (FL-9)");
+    assert!(!summary.reason.is_empty(), "it says why it waits");
+
+    fleet.add_node("n2", &NodeOptions::default()).await;
+    let done = fleet.client.finished(job, WAIT).await;
+    let attempts = &done.tasks[0].attempts;
+    assert_eq!(attempts.len(), 2, "{attempts:?}");
+    assert_eq!(attempts[0].end.clone().and_then(|end| end.reason), Some(Reason::Drained(v1::Empty {})));
+    assert_eq!((attempts[1].node_name.as_str(), done.end(0)), ("n2", Reason::Succeeded(v1::Empty {})));
+}
+
+#[tokio::test]
+async fn without_a_deadline_it_waits_and_takes_nothing_new() {
+    let fleet = Fleet::with_node().await;
+    let job = fleet.client.submit(fleet.script("sleep 2; echo finished")).await;
+    fleet.client.running(job, 1).await;
+    fleet.drain("n1", None, "nothing").await;
+    let later = fleet.client.submit(fleet.job(["/bin/true"])).await;
+    assert_eq!(fleet.client.node("n1").await.expect("n1").state, "draining");
+
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
+    assert_eq!(fleet.client.output(job, 0).await.0, b"finished\n");
+    let node = fleet.client.node_in("n1", "drained").await;
+    assert!(node.drain.and_then(|drain| drain.proved_ms).is_some(), "drained is proved (FL-7)");
+    assert_eq!(fleet.client.summary(later).await.state, "waiting");
+
+    resume(&fleet, "n1").await;
+    fleet.client.node_in("n1", "ready").await;
+    assert_eq!(fleet.client.finished(later, WAIT).await.summary.state, "succeeded");
+}
+
+#[tokio::test]
+async fn a_cancelled_drain_ends_nothing() {
+    let fleet = Fleet::with_node().await;
+    let job = fleet.client.submit(fleet.script("sleep 3; echo finished")).await;
+    fleet.client.running(job, 1).await;
+    fleet.drain("n1", Some(Duration::from_secs(2)), "nothing").await;
+    resume(&fleet, "n1").await;
+    fleet.client.node_in("n1", "ready").await;
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
+}
+
+#[tokio::test]
+async fn a_drain_survives_a_kill_of_both_sides() {
+    let mut fleet = Fleet::with_node().await;
+    let job = fleet.client.submit(fleet.script("sleep 3; echo finished")).await;
+    fleet.client.running(job, 1).await;
+    fleet.drain("n1", None, "nothing").await;
+    fleet.kill_coordinator();
+    fleet.node("n1").agent.as_mut().expect("an agent").kill9();
+    fleet.start_coordinator().await;
+    fleet.start_agent("n1");
+    let node = fleet.client.node_in("n1", "drained").await;
+    assert_eq!(node.drain.expect("a drain").reason, "a test");
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
+}
+
+#[tokio::test]
+async fn a_job_that_is_requeued_on_drain_does_not_wait_for_the_deadline() {
+    let mut fleet = Fleet::with_node().await;
+    let script = "[ \"$MUSTER_ATTEMPT\" = 1 ] || exit 0; sleep 600";
+    let job = fleet.client.submit(requeue(fleet.script(script))).await;
+    fleet.client.running(job, 1).await;
+    fleet.add_node("n2", &NodeOptions::default()).await;
+    let node = fleet.client.tasks(job).await[0].attempts[0].node_name.clone();
+    fleet.drain(&node, Some(Duration::from_secs(3_600)), "nothing").await;
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!(done.tasks[0].attempts.len(), 2);
+    assert_ne!(done.last_attempt(0).node_name, node);
+    fleet.client.node_in(&node, "drained").await;
+}
+
+#[tokio::test]
+async fn a_released_node_stays_down() {
+    let mut fleet = Fleet::with_node().await;
+    fleet.drain("n1", Some(Duration::from_secs(1)), "stop").await;
+    let agent = fleet.node("n1").agent.as_mut().expect("an agent");
+    assert_eq!(agent.wait(WAIT).code(), Some(86));
+    assert!(fleet.folder().join("n1/agent/released").exists(), "the marker that keeps it down");
+    fleet.start_agent("n1");
+    let agent = fleet.node("n1").agent.as_mut().expect("an agent");
+    assert_eq!(agent.wait(WAIT).code(), Some(86), "a later start refuses");
+    assert!(agent.log().contains("released"), "and says why: {}", agent.log());
+}
+
+#[tokio::test]
+async fn a_stopped_node_leaves_nothing_on_its_host() {
+    let mut fleet = Fleet::with_node().await;
+    let marker = fresh_key();
+    let mut template = fleet.job(["/bin/sh", "-c", "sleep 600; :", &marker]);
+    template.tasks = 3;
+    let job = fleet.client.submit(template).await;
+    fleet.client.running(job, 3).await;
+    let folder = fleet.folder().join("n1").display().to_string();
+    let spawner = fleet.node("n1").spawner.as_mut().expect("a spawner");
+    spawner.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(spawner.wait(WAIT).success());
+    assert_eq!(host::processes_with(&marker), Vec::new());
+    assert_eq!(host::mounts_with(&folder), Vec::<String>::new());
+    let own = format!("muster-e2e-{}-n1", std::process::id());
+    assert!(!host::muster_cgroups().contains(&own), "its cgroup is gone");
+}
+
+#[tokio::test]
+async fn a_dry_run_lists_the_blockers_and_changes_nothing() {
+    let fleet = Fleet::with_node().await;
+    let job = fleet.client.submit(fleet.script("sleep 600")).await;
+    fleet.client.running(job, 1).await;
+    let request = v1::DrainRequest {
+        selector: Some(selector("n1")),
+        reason: String::from("a test"),
+        deadline_ms: Some(60_000),
+        then: String::new(),
+        dry_run: true,
+    };
+    let answer = fleet.client.nodes.clone().drain(request).await.expect("a dry run").into_inner();
+    assert_eq!(answer.blockers.first().and_then(|blocker| blocker.attempt).map(|attempt| attempt.job), Some(job));
+    assert_eq!(fleet.client.node("n1").await.expect("n1").state, "ready");
+}
+
+#[tokio::test]
+async fn a_removed_node_may_not_come_back_with_its_old_certificate() {
+    let mut fleet = Fleet::with_node().await;
+    fleet.drain("n1", Some(Duration::from_secs(1)), "nothing").await;
+    fleet.client.node_in("n1", "drained").await;
+    let request = v1::RemoveNodeRequest { node: String::from("n1"), force: true, reason: String::from("a test") };
+    fleet.client.nodes.clone().remove(request).await.expect("a removal");
+    eventually("the node is gone", WAIT, async || {
+        let node = fleet.client.node("n1").await;
+        node.is_none_or(|node| node.liveness == "gone").then_some(())
+    })
+    .await;
+    let agent = fleet.node("n1").agent.as_mut().expect("an agent");
+    agent.kill9();
+    fleet.start_agent("n1");
+    // It is refused for as long as it tries; a job for it would wait.
+    let job = fleet.client.submit(fleet.job(["/bin/true"])).await;
+    fleet.add_node("n2", &NodeOptions::default()).await;
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!(done.last_attempt(0).node_name, "n2");
+    assert!(fleet.client.node("n1").await.is_none_or(|node| node.liveness == "gone"));
+}
