@@ -59,7 +59,8 @@ impl Coordinator {
             pools: self.rows.pools.clone().into_iter().collect(),
             attempts: self.rows.attempts.clone().into_iter().collect(),
         };
-        let fleet = Fleet::restore(image).map_err(|damage| Violation { promise: "FL-1", detail: damage.to_string() })?;
+        let fleet =
+            Fleet::restore(image).map_err(|damage| Violation { promise: "FL-1", detail: damage.to_string() })?;
         self.fleet = Some(fleet);
         self.term += 1;
         Ok(self.step(vec![Event::Led { term: Term(self.term) }], now, None))

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_core::{
     fleet::Fleet,
     ids::{AttemptId, JobId, NodeId, TaskIndex},
-    node::Duty,
+    lease,
+    node::{Duty, Liveness},
     spec::Delivery,
+    time::Timestamp,
 };
 
 /// A promise that was broken.
@@ -35,6 +37,8 @@ struct Run {
 pub struct Truth {
     running: BTreeMap<AttemptId, Run>,
     starts: BTreeMap<(JobId, TaskIndex), u32>,
+    ordered: BTreeSet<AttemptId>,
+    led: Timestamp,
     accepted: BTreeMap<JobId, Delivery>,
     pub starts_total: u64,
 }
@@ -55,6 +59,19 @@ impl Truth {
         self.accepted.keys().copied()
     }
 
+    /// A coordinator begins to lead.
+    pub const fn led(&mut self, now: Timestamp) {
+        self.led = now;
+    }
+
+    /// An order leaves the coordinator: the same attempt is never ordered twice.
+    pub fn ordered(&mut self, attempt: AttemptId) -> Result<(), Violation> {
+        if self.ordered.insert(attempt) {
+            return Ok(());
+        }
+        Err(Violation { promise: "FL-4", detail: format!("attempt {attempt} was ordered twice") })
+    }
+
     /// User code of this attempt begins on this host.
     pub fn started(&mut self, attempt: AttemptId, host: usize) -> Result<(), Violation> {
         let broken = |promise, detail| Err(Violation { promise, detail });
@@ -72,8 +89,12 @@ impl Truth {
             .collect();
         match self.accepted.get(&attempt.job) {
             None => broken("FL-1", format!("attempt {attempt} runs, and its job was never answered as accepted")),
-            Some(Delivery::AtMostOnce) if *starts > 1 => broken("FL-4", format!("task {}.{} was started {starts} times", attempt.job, attempt.task)),
-            Some(Delivery::Exclusive) if !others.is_empty() => broken("FL-3", format!("attempt {attempt} starts while {others:?} run")),
+            Some(Delivery::AtMostOnce) if *starts > 1 => {
+                broken("FL-4", format!("task {}.{} was started {starts} times", attempt.job, attempt.task))
+            }
+            Some(Delivery::Exclusive) if !others.is_empty() => {
+                broken("FL-3", format!("attempt {attempt} starts while {others:?} run"))
+            }
             Some(Delivery::AtLeastOnce | Delivery::AtMostOnce | Delivery::Exclusive) => Ok(()),
         }
     }
@@ -90,22 +111,43 @@ impl Truth {
     /// The host says that an attempt is over.
     pub fn check_reported_end(&self, attempt: AttemptId) -> Result<(), Violation> {
         match self.running.get(&attempt) {
-            Some(run) => Err(Violation { promise: "FL-5", detail: format!("attempt {attempt} was reported ended and runs on host {}", run.host) }),
+            Some(run) => Err(Violation {
+                promise: "FL-5",
+                detail: format!("attempt {attempt} was reported ended and runs on host {}", run.host),
+            }),
             None => Ok(()),
         }
     }
 
     /// After each committed batch.
     pub fn check(&self, fleet: &Fleet, hosts: &BTreeMap<NodeId, usize>) -> Result<(), Violation> {
-        muster_core::invariants::check(fleet).map_err(|broken| Violation { promise: broken.promise, detail: broken.detail })?;
+        muster_core::invariants::check(fleet)
+            .map_err(|broken| Violation { promise: broken.promise, detail: broken.detail })?;
         if let Some(lost) = self.accepted.keys().find(|job| fleet.job(**job).is_none()) {
             return Err(Violation { promise: "FL-1", detail: format!("job {lost} was accepted and is not known") });
         }
         let busy: BTreeSet<usize> = self.running.values().map(|run| run.host).collect();
         for (id, node) in fleet.nodes() {
+            // A new leader holds nobody silent before one full lease has passed (FL-12).
+            if let Liveness::Silent(since) | Liveness::Lost(since) = node.liveness
+                && since >= self.led
+                && since.since(self.led) < lease::duration()
+            {
+                return Err(Violation {
+                    promise: "FL-12",
+                    detail: format!(
+                        "node {} was given up {} after a new leader began",
+                        node.name,
+                        since.since(self.led)
+                    ),
+                });
+            }
             let proved = matches!(node.duty, Duty::Drained { .. } | Duty::Stopping { .. });
             if proved && hosts.get(&id).is_some_and(|host| busy.contains(host)) {
-                return Err(Violation { promise: "FL-7", detail: format!("node {} is {} and runs work", node.name, node.state()) });
+                return Err(Violation {
+                    promise: "FL-7",
+                    detail: format!("node {} is {} and runs work", node.name, node.state()),
+                });
             }
         }
         Ok(())

@@ -43,6 +43,8 @@ pub struct Faults {
     pub agent: u64,
     /// A spawner dies, and its processes with it.
     pub spawner: u64,
+    /// Both die together, with no reboot: nothing on the host remembers.
+    pub both: u64,
     /// A host reboots.
     pub reboot: u64,
     /// A stream breaks; what is under way is lost.
@@ -53,7 +55,7 @@ pub struct Faults {
 
 impl Default for Setup {
     fn default() -> Self {
-        let faults = Faults { coordinator: 30, agent: 40, spawner: 15, reboot: 15, cut: 80, partition: 40 };
+        let faults = Faults { coordinator: 30, agent: 40, spawner: 15, both: 15, reboot: 15, cut: 80, partition: 40 };
         Self { hosts: 5, jobs: 40, span: Millis::from_secs(600), faults }
     }
 }
@@ -87,6 +89,7 @@ enum Action {
     Persisted { host: usize, agent_start: u64, revision: Option<Revision> },
     Listed { host: usize, agent_start: u64 },
     Client,
+    Command { node: NodeId },
     Fault,
 }
 
@@ -114,7 +117,10 @@ pub fn run(seed: u64, setup: Setup) -> Result<Outcome, Violation> {
     world.begin()?;
     while !world.is_done() {
         let Some(((at, _), action)) = world.agenda.pop_first() else {
-            return Err(Violation { promise: "liveness", detail: "nothing is left to happen, and work is open".into() });
+            return Err(Violation {
+                promise: "liveness",
+                detail: "nothing is left to happen, and work is open".into(),
+            });
         };
         world.now = world.now.max(at);
         world.outcome.steps += 1;
@@ -166,7 +172,11 @@ impl World {
             .map(|at| SimHost {
                 name: format!("host-{at}"),
                 node: NodeId(0),
-                capacity: Resources { cpu_milli: 1_000 * rng.between(1, 4), memory_bytes: 8 << 30, disk_bytes: 1 << 30 },
+                capacity: Resources {
+                    cpu_milli: 1_000 * rng.between(1, 4),
+                    memory_bytes: 8 << 30,
+                    disk_bytes: 1 << 30,
+                },
                 agent: None,
                 agent_start: 0,
                 boot: 1,
@@ -236,7 +246,8 @@ impl World {
             let open = fleet.jobs().filter(|(_, job)| job.finished.is_none());
             open.map(|(id, _)| format!("{id}: {:?}", fleet.explain_wait(*id))).collect::<Vec<_>>().join("; ")
         });
-        let kept: Vec<_> = self.hosts.iter().map(|host| (host.name.clone(), host.sandboxes.len(), host.session)).collect();
+        let kept: Vec<_> =
+            self.hosts.iter().map(|host| (host.name.clone(), host.sandboxes.len(), host.session)).collect();
         format!("an hour after all healed these are open: {jobs:?}; hosts keep {kept:?}")
     }
 
@@ -281,7 +292,9 @@ impl World {
                 }
                 Ok(())
             }
-            Action::ProcessEnds { host, spawner, attempt, verdict } => self.end_process(host, spawner, attempt, verdict),
+            Action::ProcessEnds { host, spawner, attempt, verdict } => {
+                self.end_process(host, spawner, attempt, verdict)
+            }
             Action::LeaseTimer { host, spawner } => self.check_lease(host, spawner),
             Action::Sealed { host, agent_start, attempt } => {
                 let fresh = self.hosts[host].agent_start == agent_start;
@@ -302,6 +315,7 @@ impl World {
                 self.grant(host, wishes)
             }
             Action::Client => self.client(),
+            Action::Command { node } => self.command(node),
             Action::Fault => self.fault(),
         }
     }
@@ -309,6 +323,7 @@ impl World {
     // --- The coordinator's side.
 
     fn start_coordinator(&mut self) -> Result<(), Violation> {
+        self.truth.led(self.now);
         let effects = self.coordinator.start(self.now)?;
         self.after_batch(effects)
     }
@@ -355,6 +370,9 @@ impl World {
                 self.send(node, session, Message::Lease { sequence, duration, unknown });
             }
             Effect::Start { node, session, attempts } => {
+                for (attempt, _) in &attempts {
+                    self.truth.ordered(*attempt)?;
+                }
                 let orders = attempts.into_iter().map(|(attempt, epoch)| self.order_for(attempt, epoch)).collect();
                 self.send(node, session, Message::Start(orders));
             }
@@ -364,7 +382,9 @@ impl World {
             Effect::AskDrained { node, session, revision, refusable } => {
                 self.send(node, session, Message::AskDrained(revision, refusable));
             }
-            Effect::Release { node, session, revision, then } => self.send(node, session, Message::Release(revision, then)),
+            Effect::Release { node, session, revision, then } => {
+                self.send(node, session, Message::Release(revision, then))
+            }
             Effect::Reopen { node, session, revision } => self.send(node, session, Message::Reopen(revision)),
             Effect::CloseSession { node, session, .. } => {
                 self.count("session closed by the coordinator");
@@ -423,7 +443,9 @@ impl World {
                 Event::Heartbeat { node, session, sequence, sample: HostSample::default(), held }
             }
             Report::Started(attempt, epoch) => Event::AttemptStarted { node, session, attempt, epoch },
-            Report::Ended(attempt, epoch, end) => Event::AttemptEnded { node, session, attempt, epoch, end, detail: Vec::new() },
+            Report::Ended(attempt, epoch, end) => {
+                Event::AttemptEnded { node, session, attempt, epoch, end, detail: Vec::new() }
+            }
             Report::GivenBack(attempts) => Event::GivenBack { node, session, attempts },
             Report::Proved(revision) => Event::DrainProved { node, session, revision },
             Report::Refused(revision, reason) => Event::DrainRefused { node, session, revision, reason },
@@ -518,12 +540,16 @@ impl World {
                 self.apply(host, HostEvent::Connected { term, unknown })?;
                 self.heartbeat(host, session)
             }
-            Message::Lease { sequence, duration, unknown } => self.apply(host, HostEvent::LeaseGranted { sequence, duration, unknown }),
+            Message::Lease { sequence, duration, unknown } => {
+                self.apply(host, HostEvent::LeaseGranted { sequence, duration, unknown })
+            }
             Message::Start(orders) => orders.into_iter().try_for_each(|order| {
                 self.orders.insert(order.attempt, order);
                 self.apply(host, HostEvent::StartOrdered(order))
             }),
-            Message::Stop(orders) => orders.into_iter().try_for_each(|order| self.apply(host, HostEvent::StopOrdered(order))),
+            Message::Stop(orders) => {
+                orders.into_iter().try_for_each(|order| self.apply(host, HostEvent::StopOrdered(order)))
+            }
             Message::Stored(attempts) => self.apply(host, HostEvent::EndsStored { attempts }),
             Message::Recall(count) => self.apply(host, HostEvent::RecallOrdered { count }),
             Message::AskDrained(revision, refusable) => self.apply(host, HostEvent::DrainAsked { revision, refusable }),
@@ -579,16 +605,25 @@ impl World {
             1 => Verdict::Own(End::Signaled(11)),
             _most => Verdict::Own(End::Succeeded),
         };
-        let span = if self.rng.chance(200) { self.rng.between(5_000, 120_000) } else { self.rng.between(1, 2_000) };
+        let span = if self.rng.chance(200) { self.rng.between(5_000, 400_000) } else { self.rng.between(1, 2_000) };
         self.at(self.now + Millis(span), Action::ProcessEnds { host, spawner, attempt, verdict });
         self.apply(host, HostEvent::Started { attempt })
     }
 
-    fn end_process(&mut self, host: usize, spawner: u64, attempt: AttemptId, verdict: Verdict) -> Result<(), Violation> {
+    fn end_process(
+        &mut self,
+        host: usize,
+        spawner: u64,
+        attempt: AttemptId,
+        verdict: Verdict,
+    ) -> Result<(), Violation> {
         if self.hosts[host].spawner != spawner {
             return Ok(());
         }
-        let Some(sandbox) = self.hosts[host].sandboxes.get_mut(&attempt).filter(|sandbox| sandbox.verdict.is_none()) else { return Ok(()) };
+        let Some(sandbox) = self.hosts[host].sandboxes.get_mut(&attempt).filter(|sandbox| sandbox.verdict.is_none())
+        else {
+            return Ok(());
+        };
         sandbox.verdict = Some(verdict.clone());
         self.truth.ended(attempt);
         self.apply(host, HostEvent::Ended { attempt, verdict })
@@ -697,9 +732,24 @@ impl World {
         Ok(())
     }
 
+    /// One command, or a hasty operator's several on one node.
     fn operate(&mut self) -> Result<(), Violation> {
         let nodes: Vec<NodeId> = self.by_node.keys().copied().collect();
         let Some(node) = self.rng.choose(&nodes).copied() else { return Ok(()) };
+        self.command(node)?;
+        if self.rng.chance(150) {
+            for step in 1..self.rng.between(2, 8) {
+                let when = self.now + Millis(step * self.rng.between(1, 30));
+                self.at(when, Action::Command { node });
+            }
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, node: NodeId) -> Result<(), Violation> {
+        if self.coordinator.fleet().is_none() || self.is_healed() {
+            return Ok(());
+        }
         let actor = Actor("operator".into());
         let request = self.request();
         match self.rng.between(0, 12) {
@@ -753,7 +803,8 @@ impl World {
         }
         if self.rng.chance(faults.partition) {
             self.count("fault: partition");
-            let span = if self.rng.chance(300) { self.rng.between(60_000, 200_000) } else { self.rng.between(1_000, 30_000) };
+            let span =
+                if self.rng.chance(300) { self.rng.between(60_000, 200_000) } else { self.rng.between(1_000, 30_000) };
             self.hosts[host].partitioned_until = self.now + Millis(span);
             if let Some(session) = self.hosts[host].session {
                 // Neither side is told: each learns it from silence.
@@ -773,6 +824,11 @@ impl World {
                 let agent_start = self.hosts[host].agent_start;
                 self.after(10, 500, Action::Listed { host, agent_start });
             }
+        }
+        if self.rng.chance(faults.both) {
+            self.count("fault: agent and spawner died together");
+            self.kill_agent(host)?;
+            self.kill_spawner(host)?;
         }
         if self.rng.chance(faults.reboot) {
             self.count("fault: reboot");
