@@ -47,6 +47,14 @@ const fn default_boot_failures() -> u32 {
     3
 }
 
+impl PoolPolicy {
+    /// No rule and no minimum can ever change its size.
+    #[must_use]
+    pub const fn is_fixed(&self) -> bool {
+        self.min == 0 && self.scale_out.is_empty() && self.scale_in.is_none()
+    }
+}
+
 /// Who makes and ends a pool's hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

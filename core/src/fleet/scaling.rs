@@ -26,6 +26,10 @@ impl Fleet {
         let names: Vec<PoolName> = self.pools.keys().cloned().collect();
         for name in names {
             self.remind_provider(&name, now, out);
+            // A pool that never scales is not counted: that would look at all its nodes for nothing.
+            if self.pools.get(&name).is_some_and(|pool| pool.record.policy.is_fixed()) {
+                continue;
+            }
             let Some(view) = self.view_pool(&name, now) else { continue };
             let Some(pool) = self.pools.get(&name) else { continue };
             match autoscale::decide(&pool.record.policy, &view, now) {
