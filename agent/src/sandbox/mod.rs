@@ -1,1 +1,10 @@
 //! What a job sees, and what it is kept from.
+
+pub mod cgroup;
+pub mod fences;
+pub mod files;
+pub mod init;
+pub mod lease;
+pub mod mounts;
+pub mod status;
+pub mod sys;

@@ -1,3 +1,140 @@
-//! The keeper and parent of all jobs of a host.
+//! The keeper and parent of all jobs of a host: single-threaded, no network.
 
+mod attempt;
+mod keeper;
+mod policy;
 pub mod protocol;
+mod socket;
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::{
+        fd::{FromRawFd as _, OwnedFd},
+        unix::fs::PermissionsExt as _,
+    },
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Parser;
+
+use crate::sandbox::{cgroup, fences::Fences};
+use keeper::{Farewell, Keeper};
+use policy::Policy;
+
+/// Keeper and parent of all jobs of this host.
+#[derive(Debug, Parser)]
+#[command(name = "muster-spawner", version)]
+struct Options {
+    /// Where the agent connects.
+    #[arg(long)]
+    socket: PathBuf,
+    /// A folder of its own.
+    #[arg(long)]
+    state: PathBuf,
+    /// What the host's owner allows.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The agent's user; default: this one's.
+    #[arg(long)]
+    agent_uid: Option<u32>,
+    /// Uids for jobs.
+    #[arg(long, value_name = "FIRST-LAST")]
+    uids: Option<String>,
+    /// Names this node's cgroup.
+    #[arg(long, default_value = "node")]
+    node_id: String,
+    /// Read end of a pipe that its parent holds.
+    #[arg(long)]
+    parent_fd: Option<i32>,
+    /// Remove its folder at the parent's end.
+    #[arg(long)]
+    ephemeral: bool,
+}
+
+/// Why the spawner cannot run.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Policy(#[from] policy::Error),
+    #[error("--uids must be FIRST-LAST")]
+    Uids,
+    #[error("cannot {what} {path}: {source}")]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// Runs the spawner.
+#[must_use]
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let options = match Options::try_parse_from(args) {
+        Ok(options) => options,
+        Err(error) => {
+            let _closed = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("muster-spawner: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Error> {
+    let io = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Io { what, path, source }
+    };
+    let mut policy = options.config.as_deref().map(Policy::load).transpose()?.unwrap_or_default();
+    if let Some(uids) = &options.uids {
+        let (first, last) = uids
+            .split_once('-')
+            .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)))
+            .ok_or(Error::Uids)?;
+        policy = policy.with_uids(first, last)?;
+    }
+    fs::create_dir_all(options.state.join("root")).map_err(io("make", &options.state))?;
+    let cgroups = cgroup::Root::find(&options.node_id).map_err(io("use the cgroup of", &options.state))?;
+    let root = std::ffi::CString::new(options.state.join("root").into_os_string().into_encoded_bytes())
+        .expect("a path has no NUL");
+    let fences = Fences::probe(!nix::unistd::geteuid().is_root(), cgroups.as_ref(), &root);
+    let listener = listen(&options.socket, options.agent_uid).map_err(io("listen at", &options.socket))?;
+    let agent_uid = options.agent_uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
+    // SAFETY: our parent left this descriptor open for us, and named it.
+    let parent = options.parent_fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let mut keeper = Keeper::new(policy, fences, cgroups, agent_uid, options.state.clone(), listener, parent)
+        .map_err(io("watch", &options.socket))?;
+    let _no_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let farewell = keeper.run().map_err(io("watch", &options.socket))?;
+    if let Some(cgroups) = &keeper.cgroups {
+        cgroups.remove();
+    }
+    let _gone = fs::remove_file(&options.socket);
+    if options.ephemeral && farewell == Farewell::Orphaned {
+        let _kept = fs::remove_dir_all(&options.state);
+        if let Some(parent) = options.state.parent() {
+            let _not_empty = fs::remove_dir(parent);
+        }
+    }
+    Ok(())
+}
+
+fn listen(path: &Path, agent_uid: Option<u32>) -> io::Result<OwnedFd> {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let listener =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&listener), &UnixAddr::new(path)?)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    if let Some(uid) = agent_uid {
+        std::os::unix::fs::chown(path, Some(uid), None)?;
+    }
+    listen(&listener, Backlog::new(8)?)?;
+    Ok(listener)
+}

@@ -1,0 +1,278 @@
+//! The jobs' cgroups: cgroup v2 only, found by file system type, held by
+//! directory path below a root that this spawner made or was delegated.
+//!
+//! Foreign processes are never moved, v1 controllers never used. Sources:
+//! cgroups(7), the kernel's Documentation/admin-guide/cgroup-v2.rst.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use crate::spawner::protocol::Limits;
+
+/// The subtree below which each job has a group.
+#[derive(Debug)]
+pub struct Root {
+    /// Holds one folder a job.
+    jobs: PathBuf,
+    /// What this spawner made and removes when it is empty.
+    made: Vec<PathBuf>,
+    controllers: Vec<String>,
+}
+
+/// One job's group.
+#[derive(Debug)]
+pub struct Group {
+    path: PathBuf,
+    directory: OwnedFd,
+    events: OwnedFd,
+    limits_memory: Option<u64>,
+}
+
+/// What a group used in its life.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Used {
+    /// User and system time.
+    pub cpu_ms: Option<u64>,
+    /// The most memory at once.
+    pub memory_peak_bytes: Option<u64>,
+    /// Processes that the kernel killed for memory.
+    pub oom_kills: u64,
+}
+
+/// Where the cgroup2 file system is mounted, if it is.
+fn mount_point() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        // The type is asked of the mount itself: what the text says may be shadowed by another mount.
+        .find(|path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC))
+}
+
+/// This process's own group, below the mount point.
+fn own_group(mount: &Path) -> Option<PathBuf> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    Some(mount.join(own))
+}
+
+impl Root {
+    /// The delegated group of this systemd unit; else, as root, a group of our own; else none.
+    ///
+    /// # Errors
+    /// A group that should be usable is not.
+    pub fn find(node_id: &str) -> io::Result<Option<Self>> {
+        let Some(mount) = mount_point() else { return Ok(None) };
+        let unit = std::env::var_os("INVOCATION_ID").and_then(|_| own_group(&mount));
+        let delegated = unit.filter(|path| path.extension().is_some_and(|kind| kind == "service"));
+        let root = match delegated {
+            Some(own) => Self::in_delegated(&own)?,
+            None if nix::unistd::geteuid().is_root() => Self::of_our_own(&mount.join(format!("muster-{node_id}")))?,
+            None => return Ok(None),
+        };
+        root.empty_leftovers()?;
+        Ok(Some(root))
+    }
+
+    /// Processes live in leaves only: we move into one before controllers are enabled (else EBUSY).
+    fn in_delegated(own: &Path) -> io::Result<Self> {
+        let supervisor = own.join("supervisor");
+        make(&supervisor)?;
+        fs::write(supervisor.join("cgroup.procs"), "0")?;
+        Self::with_jobs_in(own, vec![own.join("jobs")])
+    }
+
+    fn of_our_own(path: &Path) -> io::Result<Self> {
+        make(path)?;
+        Self::with_jobs_in(path, vec![path.join("jobs"), path.to_owned()])
+    }
+
+    fn with_jobs_in(parent: &Path, made: Vec<PathBuf>) -> io::Result<Self> {
+        let jobs = parent.join("jobs");
+        let controllers = enable_controllers(parent);
+        make(&jobs)?;
+        enable_controllers(&jobs);
+        Ok(Self { jobs, made, controllers })
+    }
+
+    /// What a former spawner left is ended before this node is ready (FL-5).
+    fn empty_leftovers(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.jobs)?.flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let group = Group::open(entry.path(), None)?;
+                group.kill()?;
+                group.wait_until_empty(std::time::Duration::from_secs(5))?;
+                group.remove();
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel can limit this: "cpu", "memory", "pids", "io".
+    #[must_use]
+    pub fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
+
+    /// Makes a job's group with its limits, before anything runs in it.
+    ///
+    /// # Errors
+    /// The group or a limit could not be set: the job must not start.
+    pub fn make_group(&self, name: &str, limits: &Limits) -> io::Result<Group> {
+        let path = self.jobs.join(name);
+        fs::create_dir(&path)?;
+        let memory = self.has("memory").then_some(limits.memory_bytes);
+        let group = Group::open(path, memory)?;
+        match self.limit(&group, limits) {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                group.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn limit(&self, group: &Group, limits: &Limits) -> io::Result<()> {
+        if self.has("cpu") {
+            // Quota and period in microseconds: so many thousandths of a core.
+            let quota = (limits.cpu_milli * 100).max(1_000);
+            group.write("cpu.max", &format!("{quota} 100000"))?;
+        }
+        if self.has("memory") {
+            group.write("memory.max", &limits.memory_bytes.to_string())?;
+            // Without swap accounting the file is absent, and there is no swap to take.
+            match group.write("memory.swap.max", "0") {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            group.write("memory.oom.group", "1")?;
+        }
+        if self.has("pids") {
+            // One more for the init.
+            group.write("pids.max", &(u64::from(limits.pids) + 1).to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what this spawner made, as far as it is empty.
+    pub fn remove(&self) {
+        for path in &self.made {
+            let _kept_if_not_empty = fs::remove_dir(path);
+        }
+    }
+}
+
+impl Group {
+    fn open(path: PathBuf, limits_memory: Option<u64>) -> io::Result<Self> {
+        let directory = fs::File::open(&path)?.into();
+        let events = fs::File::open(path.join("cgroup.events"))?.into();
+        Ok(Self { path, directory, events, limits_memory })
+    }
+
+    /// For CLONE_INTO_CGROUP.
+    #[must_use]
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
+    /// Polls with PRI when `populated` changes.
+    #[must_use]
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// Shown to the agent, to read usage from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write(&self, file: &str, value: &str) -> io::Result<()> {
+        fs::write(self.path.join(file), value)
+    }
+
+    fn read_number(&self, file: &str, key: Option<&str>) -> Option<u64> {
+        let text = fs::read_to_string(self.path.join(file)).ok()?;
+        match key {
+            None => text.trim().parse().ok(),
+            Some(key) => text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()),
+        }
+    }
+
+    /// SIGKILL to all in it, forks in flight included.
+    ///
+    /// # Errors
+    /// As write(2) to cgroup.kill.
+    pub fn kill(&self) -> io::Result<()> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// Nothing is in it or below it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.read_number("cgroup.events", Some("populated ")) == Some(0)
+    }
+
+    fn wait_until_empty(&self, limit: std::time::Duration) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let deadline = std::time::Instant::now() + limit;
+        while !self.is_empty() {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("{} does not empty after cgroup.kill", self.path.display()),
+                ));
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            poll(&mut [PollFd::new(self.events.as_fd(), PollFlags::POLLPRI)], timeout)?;
+        }
+        Ok(())
+    }
+
+    /// What it used, as far as controllers tell.
+    #[must_use]
+    pub fn used(&self) -> Used {
+        Used {
+            // cpu.stat's usage is there without the controller, too.
+            cpu_ms: self.read_number("cpu.stat", Some("usage_usec ")).map(|us| us / 1_000),
+            memory_peak_bytes: self.read_number("memory.peak", None),
+            oom_kills: self.read_number("memory.events", Some("oom_kill ")).unwrap_or(0),
+        }
+    }
+
+    /// The memory limit, where there is one.
+    #[must_use]
+    pub const fn memory_limit(&self) -> Option<u64> {
+        self.limits_memory
+    }
+
+    /// Removes it; it must be empty.
+    pub fn remove(&self) {
+        let _kept_if_not_empty = fs::remove_dir(&self.path);
+    }
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Enables what the parent grants, one by one: one that is refused costs only itself.
+fn enable_controllers(path: &Path) -> Vec<String> {
+    let granted = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
+    granted
+        .split_whitespace()
+        .filter(|name| ["cpu", "memory", "pids", "io"].contains(name))
+        .filter(|name| fs::write(path.join("cgroup.subtree_control"), format!("+{name}")).is_ok())
+        .map(str::to_owned)
+        .collect()
+}

@@ -1,0 +1,451 @@
+//! System calls that no library wraps the way a clone of a single-threaded
+//! process needs them: nothing here allocates, none asks libc for the thread.
+//! Every `unsafe` of the sandbox that is only a call lives here.
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void},
+    mem::MaybeUninit,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+};
+
+use nix::errno::Errno;
+
+/// What these calls return.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+fn check(returned: c_long) -> Result<c_long> {
+    if returned < 0 { Err(Errno::last()) } else { Ok(returned) }
+}
+
+/// The two sides of [`clone_process`].
+pub enum Cloned {
+    /// In the new process.
+    Child,
+    /// In the old one.
+    Parent {
+        /// The child's number here.
+        pid: i32,
+        /// Readable when it is over.
+        pidfd: OwnedFd,
+    },
+}
+
+/// clone3(2) with its own memory, like fork; `cgroup` is where it is born.
+///
+/// # Errors
+/// As clone3(2).
+///
+/// # Safety
+/// The caller has one thread. In the child, no value of the parent may be
+/// dropped to an effect outside the process: it must leave by [`exit_now`] or exec.
+pub unsafe fn clone_process(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    let mut pidfd: c_int = -1;
+    // SAFETY: all zeros is a valid clone_args.
+    let mut args: libc::clone_args = unsafe { MaybeUninit::zeroed().assume_init() };
+    args.flags = (flags | libc::CLONE_PIDFD) as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        // linux/sched.h; libc's constant of that name overflows its type.
+        args.flags |= 0x2_0000_0000;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: args is valid for its size, and the stack is copied, not shared.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: the kernel stored a new descriptor there.
+    Ok(Cloned::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
+}
+
+/// Runs `child` in a new process that shares this one's memory while this one
+/// waits, until the child execs or returns (vfork(2)). Returns its pid here.
+///
+/// # Errors
+/// As clone(2).
+///
+/// # Safety
+/// One thread. The child may write only what the parent reads after it.
+pub unsafe fn vfork_process<T>(
+    stack: &mut [u8],
+    child: extern "C" fn(*mut c_void) -> c_int,
+    argument: &mut T,
+) -> Result<i32> {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: one past the end of a live slice; aligned down below.
+    let top = unsafe { stack.as_mut_ptr().add(stack.len() & !15) };
+    let top = top.map_addr(|address| address & !15);
+    // SAFETY: the stack outlives the child, because this process waits until the child left it.
+    let pid = unsafe { libc::clone(child, top.cast(), flags, (&raw mut *argument).cast()) };
+    check(c_long::from(pid)).map(|pid| pid as i32)
+}
+
+/// Leaves without running anything that was registered in the parent.
+pub fn exit_now(code: c_int) -> ! {
+    // SAFETY: always sound.
+    unsafe { libc::_exit(code) }
+}
+
+/// unshare(2).
+///
+/// # Errors
+/// As unshare(2).
+pub fn unshare(flags: c_int) -> Result<()> {
+    // SAFETY: takes no memory.
+    check(c_long::from(unsafe { libc::unshare(flags) })).map(drop)
+}
+
+/// mount(2).
+///
+/// # Errors
+/// As mount(2).
+pub fn mount(source: &CStr, target: &CStr, kind: &CStr, flags: c_ulong, data: &CStr) -> Result<()> {
+    // SAFETY: four C strings that live through the call.
+    check(c_long::from(unsafe {
+        libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast())
+    }))
+    .map(drop)
+}
+
+/// mount_setattr(2) of a mount point: sets these attributes, on all below it too if `recursive`.
+///
+/// # Errors
+/// As mount_setattr(2).
+pub fn mount_set(target: &CStr, attributes: u64, recursive: bool) -> Result<()> {
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns: u64,
+    }
+    let attr = MountAttr { set: attributes, clear: 0, propagation: 0, userns: 0 };
+    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: a C string and a struct of the size that is passed.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            libc::AT_FDCWD,
+            target.as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    })
+    .map(drop)
+}
+
+/// umount2(2) with MNT_DETACH.
+///
+/// # Errors
+/// As umount2(2).
+pub fn detach(target: &CStr) -> Result<()> {
+    // SAFETY: a C string.
+    check(c_long::from(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) })).map(drop)
+}
+
+/// pivot_root(2).
+///
+/// # Errors
+/// As pivot_root(2).
+pub fn pivot_root(new: &CStr, old: &CStr) -> Result<()> {
+    // SAFETY: two C strings.
+    check(unsafe { libc::syscall(libc::SYS_pivot_root, new.as_ptr(), old.as_ptr()) }).map(drop)
+}
+
+/// mkdirat(2) by a name of one component.
+///
+/// # Errors
+/// As mkdirat(2).
+pub fn make_folder_at(folder: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: a descriptor and a C string.
+    check(c_long::from(unsafe { libc::mkdirat(folder.as_raw_fd(), name.as_ptr(), mode) })).map(drop)
+}
+
+/// mkdir(2).
+///
+/// # Errors
+/// As mkdir(2).
+pub fn make_folder(path: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: a C string.
+    check(c_long::from(unsafe { libc::mkdir(path.as_ptr(), mode) })).map(drop)
+}
+
+/// chown(2).
+///
+/// # Errors
+/// As chown(2).
+pub fn change_owner(path: &CStr, uid: u32, gid: u32) -> Result<()> {
+    // SAFETY: a C string.
+    check(c_long::from(unsafe { libc::chown(path.as_ptr(), uid, gid) })).map(drop)
+}
+
+/// fchown(2).
+///
+/// # Errors
+/// As fchown(2).
+pub fn change_owner_of(file: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
+    // SAFETY: a live descriptor.
+    check(c_long::from(unsafe { libc::fchown(file.as_raw_fd(), uid, gid) })).map(drop)
+}
+
+/// open(2).
+///
+/// # Errors
+/// As open(2).
+pub fn open(path: &CStr, flags: c_int) -> Result<OwnedFd> {
+    // SAFETY: a C string; the descriptor is new.
+    check(c_long::from(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) }))
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// openat2(2) that never leaves `folder`: no `..` out of it, no link of any kind, no other mount.
+///
+/// # Errors
+/// As openat2(2).
+pub fn open_beneath(folder: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32) -> Result<OwnedFd> {
+    // SAFETY: all zeros is a valid open_how.
+    let mut how: libc::open_how = unsafe { MaybeUninit::zeroed().assume_init() };
+    how.flags = (flags | libc::O_CLOEXEC) as u64;
+    how.mode = u64::from(mode);
+    how.resolve =
+        libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV;
+    // SAFETY: a descriptor, a C string and a struct of the size that is passed; the descriptor is new.
+    check(unsafe {
+        libc::syscall(libc::SYS_openat2, folder.as_raw_fd(), path.as_ptr(), &raw const how, size_of::<libc::open_how>())
+    })
+    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// fchdir(2).
+///
+/// # Errors
+/// As fchdir(2).
+pub fn change_folder(folder: RawFd) -> Result<()> {
+    // SAFETY: takes no memory.
+    check(c_long::from(unsafe { libc::fchdir(folder) })).map(drop)
+}
+
+/// chdir(2).
+///
+/// # Errors
+/// As chdir(2).
+pub fn change_folder_to(path: &CStr) -> Result<()> {
+    // SAFETY: a C string.
+    check(c_long::from(unsafe { libc::chdir(path.as_ptr()) })).map(drop)
+}
+
+/// sethostname(2).
+///
+/// # Errors
+/// As sethostname(2).
+pub fn set_hostname(name: &CStr) -> Result<()> {
+    // SAFETY: a C string of that length.
+    check(c_long::from(unsafe { libc::sethostname(name.as_ptr(), name.to_bytes().len()) })).map(drop)
+}
+
+/// close_range(2).
+///
+/// # Errors
+/// As close_range(2).
+pub fn close_range(first: c_uint, last: c_uint, flags: c_uint) -> Result<()> {
+    // SAFETY: the callers own what they close.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
+}
+
+/// dup2(2) that also clears close-on-exec when both numbers are the same.
+///
+/// # Errors
+/// As dup2(2).
+pub fn place_descriptor(from: RawFd, to: RawFd) -> Result<()> {
+    // SAFETY: takes no memory.
+    let returned = unsafe { if from == to { libc::fcntl(to, libc::F_SETFD, 0) } else { libc::dup2(from, to) } };
+    check(c_long::from(returned)).map(drop)
+}
+
+/// prctl(2) with one argument.
+///
+/// # Errors
+/// As prctl(2).
+pub fn prctl(option: c_int, argument: c_ulong) -> Result<()> {
+    let none: c_ulong = 0;
+    // SAFETY: only options that take numbers are used.
+    check(c_long::from(unsafe { libc::prctl(option, argument, none, none, none) })).map(drop)
+}
+
+/// Takes all capabilities that the kernel knows from the bounding set.
+///
+/// # Errors
+/// Not permitted.
+pub fn drop_bounding_capabilities() -> Result<()> {
+    for capability in 0..64 {
+        match prctl(libc::PR_CAPBSET_DROP, capability) {
+            Ok(()) => {}
+            // The first number that this kernel does not know.
+            Err(Errno::EINVAL) if capability > 0 => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Leaves exactly these capabilities permitted and effective, none inheritable or ambient.
+///
+/// # Errors
+/// As capset(2).
+pub fn keep_capabilities(bits: u64) -> Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION_3, 0];
+    let [low, high] = [bits as u32, (bits >> 32) as u32];
+    // Effective, permitted, inheritable; for each half of the bits.
+    let data: [u32; 6] = [low, low, 0, high, high, 0];
+    // SAFETY: a header of version 3 and its two data structs.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }).map(drop)
+}
+
+/// Becomes this uid and gid in all of their forms, without supplementary groups.
+///
+/// # Errors
+/// As setgroups(2), setresgid(2) or setresuid(2).
+pub fn become_identity(uid: u32, gid: u32) -> Result<()> {
+    let no_groups: *const u32 = std::ptr::null();
+    // SAFETY: raw calls, because libc's would signal threads that this clone does not have.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, 0, no_groups))?;
+        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+    }
+    Ok(())
+}
+
+/// A session keyring of its own, so that keys of the caller's session are not found.
+///
+/// # Errors
+/// As keyctl(2).
+pub fn join_new_session_keyring() -> Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_int = 1;
+    let anonymous: *const c_char = std::ptr::null();
+    // SAFETY: a null name asks for an anonymous keyring.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, anonymous) }).map(drop)
+}
+
+/// Replaces the whole signal mask: all blocked, or none.
+pub fn block_all_signals(blocked: bool) {
+    let mask: u64 = if blocked { u64::MAX } else { 0 };
+    let old: *mut u64 = std::ptr::null_mut();
+    // SAFETY: the kernel's own sigset is one u64; this cannot fail with these arguments.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, old, size_of::<u64>()) };
+}
+
+/// setrlimit(2), never above the hard limit that is there.
+///
+/// # Errors
+/// As prlimit(2).
+pub fn limit_resource(resource: c_uint, soft: u64, hard: u64) -> Result<()> {
+    let mut now = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: valid structs; pid 0 is this process.
+    unsafe {
+        check(libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<c_void>(), &raw mut now))?;
+        let hard = hard.min(now.rlim_max);
+        let wanted = libc::rlimit64 { rlim_cur: soft.min(hard), rlim_max: hard };
+        check(libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const wanted, std::ptr::null_mut::<c_void>()))?;
+    }
+    Ok(())
+}
+
+/// execve(2): returns only the reason why not.
+///
+/// # Safety
+/// `argv` and `envp` are null-terminated arrays of C strings.
+pub unsafe fn execute(program: &CStr, argv: *const *const c_char, envp: *const *const c_char) -> Errno {
+    // SAFETY: as promised by the caller.
+    unsafe { libc::execve(program.as_ptr(), argv, envp) };
+    Errno::last()
+}
+
+/// How a child ended, and what it and the children that it had waited for used.
+#[derive(Clone, Copy)]
+pub struct Reaped {
+    /// As wait(2) returns it.
+    pub raw_status: i32,
+    /// Its resources.
+    pub usage: libc::rusage,
+}
+
+/// Waits without blocking for the child behind `pidfd`; `reap: false` leaves it a zombie.
+///
+/// # Errors
+/// As waitid(2).
+pub fn wait_pidfd(pidfd: BorrowedFd<'_>, reap: bool) -> Result<Option<Reaped>> {
+    let flags = libc::WEXITED | libc::WNOHANG | if reap { 0 } else { libc::WNOWAIT };
+    // SAFETY: all zeros is valid for both.
+    let (mut info, mut usage): (libc::siginfo_t, libc::rusage) = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: both structs live through the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_waitid, libc::P_PIDFD, pidfd.as_raw_fd(), &raw mut info, flags, &raw mut usage)
+    })?;
+    // SAFETY: waitid fills these fields; zero means that nothing ended.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let raw_status = match info.si_code {
+        libc::CLD_EXITED => (status & 0xff) << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    };
+    Ok(Some(Reaped { raw_status, usage }))
+}
+
+/// pidfd_send_signal(2).
+///
+/// # Errors
+/// As pidfd_send_signal(2).
+pub fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
+    let info: *const c_void = std::ptr::null();
+    // SAFETY: a null siginfo is as for kill(2).
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) }).map(drop)
+}
+
+/// pidfd_open(2) of this process.
+///
+/// # Errors
+/// As pidfd_open(2).
+pub fn pidfd_of_self() -> Result<OwnedFd> {
+    // SAFETY: takes no memory; the descriptor is new and close-on-exec.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) })
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Sets the flags of an interface of this network namespace to "up".
+///
+/// # Errors
+/// As netdevice(7).
+pub fn raise_loopback() -> Result<()> {
+    // SAFETY: the socket is new; ifreq is all zeros but its name; both live through the call.
+    unsafe {
+        let socket = check(c_long::from(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)))?;
+        let socket = OwnedFd::from_raw_fd(socket as RawFd);
+        let mut request: libc::ifreq = MaybeUninit::zeroed().assume_init();
+        request.ifr_name[0] = b'l' as c_char;
+        request.ifr_name[1] = b'o' as c_char;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+        check(c_long::from(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))).map(drop)
+    }
+}
+
+/// Microseconds of the clock that counts suspend.
+pub fn boottime_us() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid struct; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
+}
+
+/// Is this descriptor readable (or hung up) now?
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd.
+    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
+}

@@ -1,0 +1,162 @@
+//! One attempt as its keeper knows it, from the clone to the word "forget".
+
+use std::os::fd::OwnedFd;
+
+use crate::{
+    sandbox::{cgroup::Group, status::Failure, sys},
+    spawner::protocol::{AttemptKey, Ended, Event, Running, Usage, Verdict},
+};
+
+/// Why we are ending it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The agent's order.
+    Stopped,
+    /// Its time limit.
+    TimedOut,
+    /// The node's lease.
+    LeaseEnded,
+}
+
+/// What its init told of the end.
+#[derive(Clone, Copy, Debug)]
+pub enum Word {
+    /// User code never ran.
+    Failed(Failure),
+    /// The job's own status; `told`: it had been told to end by then.
+    Own { raw_status: i32, told: bool },
+}
+
+/// An attempt in the keeper's table.
+pub struct Attempt {
+    pub key: AttemptKey,
+    pub note: Vec<u8>,
+    pub grace_ms: u64,
+    pub time_limit_ms: u64,
+    pub exclusive: bool,
+    pub identity: Option<u32>,
+    pub fences: Vec<String>,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+    pub requested_us: u64,
+    /// Where the working folder is, if it is on a disk.
+    pub folder_on_disk: Option<std::path::PathBuf>,
+    pub stage: Stage,
+}
+
+/// How far it is.
+pub enum Stage {
+    /// Its init lives.
+    Live(Box<Live>),
+    /// Nothing of it runs.
+    Over { ended: Ended, folder: Option<OwnedFd> },
+}
+
+/// What is needed while something of it may run.
+pub struct Live {
+    pub control: OwnedFd,
+    pub pidfd: OwnedFd,
+    pub pid: u32,
+    pub pid_start_ticks: u64,
+    pub group: Option<Group>,
+    pub folder: Option<OwnedFd>,
+    pub started_us: Option<u64>,
+    pub ended_us: Option<u64>,
+    pub word: Option<Word>,
+    pub ending: Option<Reason>,
+    /// The kill follows then, in microseconds of CLOCK_BOOTTIME.
+    pub kill_at_us: Option<u64>,
+    /// The init is reaped; its cgroup may not be empty yet.
+    pub reaped: Option<sys::Reaped>,
+}
+
+impl Attempt {
+    /// What the agent may know while it runs.
+    pub fn running(&self, live: &Live) -> Running {
+        let started_us = live.started_us.unwrap_or(self.requested_us);
+        Running {
+            fences: self.fences.clone(),
+            start_us: started_us.saturating_sub(self.requested_us),
+            cgroup: live
+                .group
+                .as_ref()
+                .map(|group| std::os::unix::ffi::OsStrExt::as_bytes(group.path().as_os_str()).to_vec()),
+            init_pid: live.pid,
+            init_start_ticks: live.pid_start_ticks,
+            started_boottime_ms: started_us / 1_000,
+        }
+    }
+
+    /// When something is due, in microseconds of CLOCK_BOOTTIME.
+    pub fn due_us(&self) -> Option<u64> {
+        let Stage::Live(live) = &self.stage else { return None };
+        let limit = match (self.time_limit_ms, live.started_us, live.ending) {
+            (1.., Some(started), None) => Some(started + self.time_limit_ms * 1_000),
+            _ => None,
+        };
+        [limit, live.kill_at_us].into_iter().flatten().min()
+    }
+
+    /// Everything of it is gone: the verdict.
+    pub fn conclude(&self, live: &Live, reaped: sys::Reaped) -> Ended {
+        let used = live.group.as_ref().map(Group::used).unwrap_or_default();
+        let rusage = &reaped.usage;
+        let micros = |time: libc::timeval| time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_usec.cast_unsigned();
+        let rusage_ms = (micros(rusage.ru_utime) + micros(rusage.ru_stime)) / 1_000;
+        let usage = Usage {
+            cpu_ms: used.cpu_ms.unwrap_or(rusage_ms),
+            memory_peak_bytes: used.memory_peak_bytes.unwrap_or(rusage.ru_maxrss.cast_unsigned() * 1_024),
+            approximate: used.memory_peak_bytes.is_none(),
+        };
+        let started_us = live.started_us.unwrap_or(0);
+        let ended_us = live.ended_us.unwrap_or_else(sys::boottime_us);
+        Ended {
+            verdict: verdict(live, reaped.raw_status, used.oom_kills, used.memory_peak_bytes),
+            usage,
+            wall_ms: if started_us == 0 { 0 } else { ended_us.saturating_sub(started_us) / 1_000 },
+            fences: self.fences.clone(),
+            start_us: if started_us == 0 { 0 } else { started_us.saturating_sub(self.requested_us) },
+        }
+    }
+
+    /// The `Ended` event of an attempt that is over.
+    pub fn ended_event(&self) -> Option<Event> {
+        match &self.stage {
+            Stage::Over { ended, .. } => Some(Event::Ended { attempt: self.key, end: ended.clone() }),
+            Stage::Live(_) => None,
+        }
+    }
+}
+
+/// A job that ended by itself keeps its own verdict; its cgroup's word on memory goes before all.
+fn verdict(live: &Live, init_status: i32, oom_kills: u64, peak: Option<u64>) -> Verdict {
+    if let Some(Word::Failed(failure)) = live.word {
+        return Verdict::StartFailed { step: failure.step.name().to_owned(), errno: failure.errno };
+    }
+    if oom_kills > 0
+        && let Some(limit_bytes) = live.group.as_ref().and_then(Group::memory_limit)
+    {
+        return Verdict::OutOfMemory { limit_bytes, peak_bytes: peak.unwrap_or(limit_bytes) };
+    }
+    let ours = live.ending.map(|reason| match reason {
+        Reason::Stopped => Verdict::Stopped,
+        Reason::TimedOut => Verdict::TimedOut,
+        Reason::LeaseEnded => Verdict::LeaseEnded,
+    });
+    match (live.word, ours) {
+        (Some(Word::Own { raw_status, told: false }), _) | (Some(Word::Own { raw_status, .. }), None) => {
+            own(raw_status)
+        }
+        (_, Some(ours)) => ours,
+        // Its init died without a word: by the kernel or by the host's root.
+        (_, None) => own(init_status),
+    }
+}
+
+fn own(raw_status: i32) -> Verdict {
+    if libc::WIFEXITED(raw_status) {
+        Verdict::Exited(libc::WEXITSTATUS(raw_status))
+    } else {
+        Verdict::Signaled(libc::WTERMSIG(raw_status))
+    }
+}
