@@ -9,7 +9,7 @@ use muster_core::{
     spec::{Delivery, JobSpec, OnDrain, Retries},
     time::Millis,
 };
-use prost::Message as _;
+use prost::{Message as _, bytes::Bytes};
 
 use super::{Checked, amounts, blob, labels, pool, reject, text};
 use crate::v1;
@@ -342,7 +342,7 @@ fn retries(wire: Option<&v1::RetryPolicy>) -> Checked<Retries> {
 ///
 /// # Errors
 /// The bytes are no table, or a row of it is wrong.
-pub fn task_table(bytes: &[u8]) -> Checked<v1::TaskTable> {
+pub fn task_table(bytes: Bytes) -> Checked<v1::TaskTable> {
     let table = match v1::TaskTable::decode(bytes) {
         Ok(table) => table,
         Err(error) => return reject("task_table", format!("is no TaskTable: {error}")),
@@ -464,7 +464,7 @@ mod tests {
             if let Ok(wire) = v1::JobTemplate::decode(bytes.as_slice()) {
                 let _ = template(wire, &owner(), None);
             }
-            let _ = task_table(&bytes);
+            let _ = task_table(bytes.clone().into());
             if let Ok(hello) = v1::Hello::decode(bytes.as_slice()) {
                 let _ = super::super::hello(&hello);
             }

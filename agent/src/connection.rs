@@ -1,0 +1,164 @@
+//! One stream to the coordinator: connect to any of its addresses, say hello,
+//! be welcomed. When it breaks the agent waits a random part of a growing
+//! span, so that a fleet does not come back in step.
+
+use std::{sync::Arc, time::Duration};
+
+use backon::BackoffBuilder as _;
+use muster_core::limits;
+use muster_proto::v1;
+use rustls::ClientConfig;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming, transport::Channel};
+
+use crate::{jitter, tls};
+
+/// Why there is no stream.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answers there, or it is not our coordinator.
+    #[error("cannot reach the coordinator at {address}")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: tonic::transport::Error,
+    },
+    /// It refused the stream.
+    #[error("the coordinator at {address} refused: {}", status.message())]
+    Refused {
+        /// Where.
+        address: String,
+        /// Its answer.
+        status: Box<Status>,
+    },
+    /// It took the stream and said nothing.
+    #[error("the coordinator at {address} does not answer")]
+    Silent {
+        /// Where.
+        address: String,
+    },
+    /// Its first message was no welcome.
+    #[error("the coordinator at {address} did not begin with a welcome")]
+    NoWelcome {
+        /// Where.
+        address: String,
+    },
+}
+
+/// A stream that was welcomed.
+pub struct Session {
+    /// To the coordinator, in order; bounded.
+    pub outbound: mpsc::Sender<v1::AgentMessage>,
+    /// From the coordinator.
+    pub inbound: Streaming<v1::CoordinatorMessage>,
+    /// For streams of their own: logs, blobs, renewal.
+    pub channel: Channel,
+    /// What it began with.
+    pub welcome: v1::Welcome,
+    /// Which address answered.
+    pub address: String,
+}
+
+/// Opens a stream to one address and says hello.
+///
+/// # Errors
+/// There is nobody, or it is not ours, or it refuses.
+pub async fn open(address: String, config: Arc<ClientConfig>, hello: v1::Hello) -> Result<Session, ConnectError> {
+    let channel = match timeout(OPEN_TIMEOUT, tls::connect(&address, config)).await {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(source)) => return Err(ConnectError::Unreachable { address, source }),
+        Err(_) => return Err(ConnectError::Silent { address }),
+    };
+    let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
+    let hello = v1::AgentMessage { message: Some(v1::agent_message::Message::Hello(hello)) };
+    outbound.try_send(hello).expect("the channel is new and has room");
+    let mut client = v1::agent_client::AgentClient::new(channel.clone())
+        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let opened = async {
+        let mut inbound = client.session(ReceiverStream::new(messages)).await?.into_inner();
+        let first = inbound.message().await?;
+        Ok::<_, Status>((inbound, first))
+    };
+    match timeout(OPEN_TIMEOUT, opened).await {
+        Ok(Ok((inbound, Some(v1::CoordinatorMessage { message: Some(first) })))) => match first {
+            v1::coordinator_message::Message::Welcome(welcome) => {
+                Ok(Session { outbound, inbound, channel, welcome, address })
+            }
+            _ => Err(ConnectError::NoWelcome { address }),
+        },
+        Ok(Ok(_)) => Err(ConnectError::NoWelcome { address }),
+        Ok(Err(status)) => Err(ConnectError::Refused { address, status: Box::new(status) }),
+        Err(_) => Err(ConnectError::Silent { address }),
+    }
+}
+
+/// Messages that wait for the network; beyond them reports wait with the host's rules.
+const OUTBOUND_MAX: usize = 64;
+const OPEN_TIMEOUT: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT.0);
+
+/// When to try next: full jitter below a span that doubles up to the server's hint.
+#[derive(Debug)]
+pub struct Reconnect {
+    spread_max: Duration,
+    spans: backon::ExponentialBackoff,
+}
+
+impl Reconnect {
+    /// Before the first hint.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::within(SPREAD_DEFAULT)
+    }
+
+    /// With the server's hint.
+    #[must_use]
+    pub fn within(spread_max: Duration) -> Self {
+        let spread_max = spread_max.clamp(SPREAD_MIN, SPREAD_MAX);
+        let spans = backon::ExponentialBuilder::default()
+            .with_min_delay(SPREAD_MIN.max(spread_max / 8))
+            .with_max_delay(spread_max)
+            .without_max_times()
+            .build();
+        Self { spread_max, spans }
+    }
+
+    /// How long to wait before the next try.
+    pub fn next_wait(&mut self) -> Duration {
+        let span = self.spans.next().unwrap_or(self.spread_max);
+        Duration::from_millis(jitter::below(span.as_millis() as u64 + 1))
+    }
+
+    /// The stream stands: the next break begins with a short span again.
+    pub fn reset(&mut self) {
+        *self = Self::within(self.spread_max);
+    }
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const SPREAD_MIN: Duration = Duration::from_millis(100);
+const SPREAD_DEFAULT: Duration = Duration::from_secs(3);
+const SPREAD_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_stay_within_the_servers_hint_for_ever() {
+        let mut reconnect = Reconnect::within(Duration::from_secs(2));
+        let waits: Vec<_> = (0..1_000).map(|_| reconnect.next_wait()).collect();
+        assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(2)));
+        assert!(waits.iter().any(|wait| *wait > Duration::from_millis(500)));
+        reconnect.reset();
+        assert!(reconnect.next_wait() <= Duration::from_millis(250));
+    }
+}

@@ -1,0 +1,320 @@
+//! The agent's folder: what it must remember over its own restart.
+//!
+//! Durable (synced): who it is, how often it started, which drain it is closed
+//! for, and that it was released. Not synced: the reasons of running stops and
+//! the output spool; a power loss ends the jobs that they belong to.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use muster_core::{effect::StopReason, ids::Revision};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::{hex, spawner::protocol::AttemptKey};
+
+/// A file or folder of the agent's could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}")]
+pub struct StateError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// The agent's folder, locked while this lives.
+#[derive(Debug)]
+pub struct StateFolder {
+    root: PathBuf,
+    remembered: Remembered,
+    _lock: Flock<File>,
+}
+
+/// What counts this installation and its starts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Remembered {
+    instance: String,
+    agent_start: u64,
+}
+
+impl StateFolder {
+    /// Makes the folder if there is none, locks it and counts this start.
+    ///
+    /// # Errors
+    /// The folder cannot be made or written, or another agent uses it.
+    pub fn open(root: &Path) -> Result<Self, StateError> {
+        for folder in ["", "spool", "stops", "cache"] {
+            let path = root.join(folder);
+            fs::create_dir_all(&path).map_err(failed("make the folder", &path))?;
+        }
+        let lock = lock(&root.join("lock"))?;
+        let path = root.join("agent.json");
+        let mut remembered = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| StateError {
+                action: "read (it is damaged; restore it, or remove the folder and join again)",
+                path: path.clone(),
+                source: error.into(),
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Remembered::new(),
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        remembered.agent_start += 1;
+        let text = serde_json::to_vec(&remembered).expect("plain fields are JSON");
+        write_durably(&path, &text, 0o600)?;
+        Ok(Self { root: root.to_owned(), remembered, _lock: lock })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Random per installation.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.remembered.instance
+    }
+
+    /// Grows by one at each start.
+    #[must_use]
+    pub const fn agent_start(&self) -> u64 {
+        self.remembered.agent_start
+    }
+
+    /// The folder of output that the coordinator has not acknowledged.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.root.join("spool")
+    }
+
+    /// The folder of fetched blobs.
+    #[must_use]
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    /// The drain that an earlier agent closed this host for.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read.
+    pub fn closed_for(&self) -> Result<Option<Revision>, StateError> {
+        let path = self.root.join("closed_for_drain");
+        match fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().map(|number| Some(Revision(number))).map_err(|error| StateError {
+                action: "read",
+                path,
+                source: io::Error::new(io::ErrorKind::InvalidData, error),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Makes it durable that this host is closed for this drain, or open.
+    ///
+    /// # Errors
+    /// The disk did not take it.
+    pub fn set_closed_for(&self, revision: Option<Revision>) -> Result<(), StateError> {
+        let path = self.root.join("closed_for_drain");
+        match revision {
+            Some(revision) => write_durably(&path, format!("{}\n", revision.0).as_bytes(), 0o600),
+            None => remove_durably(&path),
+        }
+    }
+
+    /// Notes why an attempt is being stopped, for an agent that finds it stopped.
+    ///
+    /// # Errors
+    /// The disk did not take it.
+    pub fn note_stop(&self, key: AttemptKey, reason: StopReason) -> Result<(), StateError> {
+        let path = self.stop_note(key);
+        fs::write(&path, stop_word(reason)).map_err(failed("write", &path))
+    }
+
+    /// Why an attempt was being stopped.
+    #[must_use]
+    pub fn noted_stop(&self, key: AttemptKey) -> Option<StopReason> {
+        let word = fs::read_to_string(self.stop_note(key)).ok()?;
+        [StopReason::Cancelled, StopReason::Drained, StopReason::Preempted, StopReason::Superseded]
+            .into_iter()
+            .find(|reason| stop_word(*reason) == word)
+    }
+
+    /// The attempt is forgotten.
+    pub fn forget_stop(&self, key: AttemptKey) {
+        // A note that stays behind names an attempt that never comes again.
+        let _ = fs::remove_file(self.stop_note(key));
+    }
+
+    fn stop_note(&self, key: AttemptKey) -> PathBuf {
+        self.root.join("stops").join(key_name(key))
+    }
+}
+
+impl Remembered {
+    fn new() -> Self {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).expect("the kernel has random numbers once it has booted");
+        Self { instance: hex::encode(&random), agent_start: 0 }
+    }
+}
+
+/// The sentence of the marker that keeps a released agent down, if it counts now.
+#[must_use]
+pub fn released(root: &Path) -> Option<String> {
+    let text = fs::read_to_string(root.join("released")).ok()?;
+    let mut lines = text.lines();
+    let sentence = lines.next().unwrap_or_default().to_owned();
+    match lines.next() {
+        // A host that was powered off and on again is wanted again.
+        Some(boot_id) if fs::read_to_string(BOOT_ID).is_ok_and(|now| now.trim() != boot_id) => None,
+        Some(_) | None => Some(sentence),
+    }
+}
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Writes the marker that keeps this agent down, for ever or until another boot than this one.
+///
+/// # Errors
+/// The disk did not take it.
+pub fn mark_released(root: &Path, sentence: &str, boot_id: Option<&str>) -> Result<(), StateError> {
+    let text = boot_id.map_or_else(|| format!("{sentence}\n"), |boot_id| format!("{sentence}\n{boot_id}\n"));
+    write_durably(&root.join("released"), text.as_bytes(), 0o644)
+}
+
+/// Takes the marker away.
+///
+/// # Errors
+/// The disk did not take it.
+pub fn clear_released(root: &Path) -> Result<(), StateError> {
+    remove_durably(&root.join("released"))
+}
+
+/// A file name for an attempt.
+#[must_use]
+pub fn key_name(key: AttemptKey) -> String {
+    format!("{}.{}.{}.{}", key.job, key.task, key.number, key.term)
+}
+
+/// Replaces a file so that a loss of power leaves the old or the new one.
+///
+/// # Errors
+/// The disk did not take it.
+pub fn write_durably(path: &Path, content: &[u8], mode: u32) -> Result<(), StateError> {
+    let mut name = OsString::from(path.file_name().unwrap_or_default());
+    name.push(".new");
+    let fresh = path.with_file_name(name);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&fresh)
+        .map_err(failed("write", &fresh))?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(failed("write", &fresh))?;
+    fs::rename(&fresh, path).map_err(failed("rename", path))?;
+    sync_folder_of(path)
+}
+
+fn remove_durably(path: &Path) -> Result<(), StateError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_folder_of(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("remove", path)(error)),
+    }
+}
+
+fn sync_folder_of(path: &Path) -> Result<(), StateError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("sync", folder))
+}
+
+fn lock(path: &Path) -> Result<Flock<File>, StateError> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(failed("open", path))?;
+    let mut holder = String::new();
+    // Who holds it is only for the message.
+    let _ = file.read_to_string(&mut holder);
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+            Ok(lock)
+        }
+        Err((_, errno)) => Err(StateError {
+            action: "lock",
+            path: path.to_owned(),
+            source: io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("another agent (pid {}) uses this folder: {errno}", holder.trim()),
+            ),
+        }),
+    }
+}
+
+const fn stop_word(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::Cancelled => "cancelled",
+        StopReason::Drained => "drained",
+        StopReason::Preempted => "preempted",
+        StopReason::Superseded => "superseded",
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_start_counts_and_the_instance_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (instance, start) = {
+            let state = StateFolder::open(folder.path()).unwrap();
+            (state.instance().to_owned(), state.agent_start())
+        };
+        let state = StateFolder::open(folder.path()).unwrap();
+        assert_eq!((state.instance(), state.agent_start()), (instance.as_str(), start + 1));
+    }
+
+    #[test]
+    fn a_second_agent_on_the_same_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = StateFolder::open(folder.path()).unwrap();
+        assert!(StateFolder::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn a_closure_and_a_stop_survive_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = AttemptKey { job: 1, task: 2, number: 3, term: 4 };
+        {
+            let state = StateFolder::open(folder.path()).unwrap();
+            state.set_closed_for(Some(Revision(7))).unwrap();
+            state.note_stop(key, StopReason::Drained).unwrap();
+        }
+        let state = StateFolder::open(folder.path()).unwrap();
+        assert_eq!(state.closed_for().unwrap(), Some(Revision(7)));
+        assert_eq!(state.noted_stop(key), Some(StopReason::Drained));
+        state.set_closed_for(None).unwrap();
+        state.forget_stop(key);
+        assert_eq!(state.closed_for().unwrap(), None);
+        assert_eq!(state.noted_stop(key), None);
+    }
+}
