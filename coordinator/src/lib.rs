@@ -1,1 +1,151 @@
-//! Holds the fleet's state, decides, persists, then acts; serves gRPC.
+//! The coordinator: holds the fleet's state, decides by the core's rules,
+//! persists, then acts.
+//!
+//! ```text
+//! rpc, provider --events--> driver --rows--> store
+//!      ^                      |
+//!      +---- orders, replies -+   only after the commit
+//! ```
+
+mod blobs;
+mod clock;
+pub mod config;
+mod driver;
+mod folder;
+mod hex;
+mod http;
+pub mod identity;
+mod listen;
+mod logs;
+mod orders;
+mod parent;
+pub mod provider;
+mod rpc;
+pub mod server;
+mod shared;
+mod starts;
+mod store;
+mod telemetry;
+pub mod tokens;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use config::{Cli, Command, Config, Init, Serve};
+use tokio::signal::unix::{SignalKind, signal};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+const CONFLICT: u8 = 5;
+
+/// Runs the coordinator's command line; `args[0]` is the program's name.
+#[must_use]
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let Cli { command } = match config::parse(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap knows which stream each belongs on.
+            let _ = error.print();
+            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match command {
+        Command::Init(settings) => init(&settings),
+        Command::Serve(settings) => serve(&settings),
+    }
+}
+
+fn init(settings: &Init) -> ExitCode {
+    match server::init(&settings.data, &settings.san) {
+        Ok(marker) => {
+            println!("made fleet {} in {}", marker.fleet, settings.data.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => told(&error, code_of(&error)),
+    }
+}
+
+fn serve(settings: &Serve) -> ExitCode {
+    let config = match Config::load(settings) {
+        Ok(config) => config,
+        Err(error) => return told(&error, USAGE),
+    };
+    telemetry::start_logging(config.log_format);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return told(&error, FAILED),
+    };
+    let code = runtime.block_on(run(settings, config));
+    // Blocking reads of a follower that went away may still run; nobody waits for them.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(settings: &Serve, config: Config) -> ExitCode {
+    let parent = match settings.parent_fd.map(parent::watch).transpose() {
+        Ok(parent) => parent,
+        Err(error) => return told(&error, USAGE),
+    };
+    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => return told(&error, FAILED),
+    };
+    let data = config.data.clone();
+    let running = match server::start(config).await {
+        Ok(running) => running,
+        Err(error) => return told(&error, code_of(&error)),
+    };
+    // Not under systemd, nobody listens.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut orphaned = false;
+    let end = async {
+        let parent_ended = async {
+            match parent {
+                Some(parent) => parent.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = parent_ended => orphaned = true,
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    };
+    let ended = running.until(end).await;
+    if orphaned && settings.ephemeral {
+        parent::remove_data(&data);
+    }
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => told(&error, FAILED),
+    }
+}
+
+fn code_of(error: &server::Error) -> u8 {
+    match error {
+        server::Error::Folder(folder::Error::InUse { .. } | folder::Error::Exists { .. }) => CONFLICT,
+        server::Error::Policy(_) => USAGE,
+        server::Error::Folder(_)
+        | server::Error::Store(_)
+        | server::Error::Damage(_)
+        | server::Error::Identity(_)
+        | server::Error::Blobs(_)
+        | server::Error::Listen { .. }
+        | server::Error::Serve(_)
+        | server::Error::Reflection(_)
+        | server::Error::Driver(_)
+        | server::Error::DriverGone => FAILED,
+    }
+}
+
+/// Prints an error with all its causes, once.
+fn told(error: &dyn std::error::Error, code: u8) -> ExitCode {
+    let mut sentence = format!("muster-coordinator: {error}");
+    let mut cause = error.source();
+    while let Some(deeper) = cause {
+        sentence.push_str(&format!(": {deeper}"));
+        cause = deeper.source();
+    }
+    eprintln!("{}", sentence.trim_end());
+    code.into()
+}

@@ -1,0 +1,467 @@
+//! The loop: receive, apply, persist, then act. The one owner of the fleet.
+//!
+//! A batch of inputs is applied, its rows are committed in one transaction, and
+//! only then its effects are carried out, in order; questions are answered
+//! last, so they see only what is committed. There is no tick: the loop sleeps
+//! until an input comes or the core's next wake-up is due.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use bytes::Bytes;
+use muster_core::{
+    denied::Denied,
+    effect::{Effect, Reply, Touched},
+    event::{Event, Hello},
+    fleet::{Fleet, Output},
+    ids::{AttemptId, JobId, NodeId, RequestId, SessionId, Term},
+    limits,
+    time::Timestamp,
+};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::{
+    clock::Clock,
+    orders::{HostOrder, Order, order_of},
+    shared::{Member, Members, Vitals},
+    starts::{Bodies, Parts},
+    store::{self, Batch, Store},
+    telemetry::Metrics,
+};
+
+/// Committed changes that a follower may lag behind before it reads all again.
+const CHANGES_MAX: usize = 1_024;
+
+/// What the loop is told.
+enum Input {
+    Event(Event),
+    Request { request: RequestId, event: Event, job: Option<AcceptedJob>, reply: oneshot::Sender<Answer> },
+    Connect { node: NodeId, session: SessionId, hello: Hello, outbox: mpsc::Sender<Order> },
+    Query(Box<dyn FnOnce(&Fleet, Timestamp) + Send>),
+    Stop,
+}
+
+/// What the shell keeps of a job that is being submitted.
+#[derive(Debug)]
+pub struct AcceptedJob {
+    /// The encoded template, stored with the record.
+    pub template: Bytes,
+    /// Ready for the first start, so that it needs no read.
+    pub parts: Arc<Parts>,
+}
+
+/// A request's one answer.
+pub type Answer = Result<Reply, Denied>;
+
+/// The driver has stopped: whether the last request was done is to be asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the coordinator is stopping; ask again when it is back")]
+pub struct Stopped;
+
+/// Why the driver ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// Nobody knows what is on the disk: only a restart can tell.
+    #[error("a commit failed, so this coordinator ends; what was answered is kept")]
+    Commit(#[source] store::Error),
+    /// Its thread is gone, by a bug.
+    #[error("the driver ended unexpectedly; what was answered is kept")]
+    Gone,
+}
+
+/// A committed change, for those who follow.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// State.
+    Committed {
+        /// The history's last revision.
+        revision: u64,
+        /// Jobs of which something changed.
+        jobs: BTreeSet<JobId>,
+    },
+    /// Output came.
+    Output(AttemptId),
+}
+
+/// The driver's front: cheap to clone, hides the channel.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    inputs: mpsc::Sender<Input>,
+    changes: broadcast::Sender<Arc<Change>>,
+    next: Arc<AtomicU64>,
+    clock: Clock,
+}
+
+impl Handle {
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn send(&self, input: Input) -> Result<(), Stopped> {
+        self.inputs.send(input).await.map_err(|_| Stopped)
+    }
+
+    /// Tells an event that gets no answer.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    pub async fn event(&self, event: Event) -> Result<(), Stopped> {
+        self.send(Input::Event(event)).await
+    }
+
+    /// Asks for a change and waits until it is durable.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    pub async fn ask(&self, event: impl FnOnce(RequestId) -> Event + Send) -> Result<Answer, Stopped> {
+        self.request(event, None).await
+    }
+
+    /// As [`Self::ask`], with the job's body.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    pub async fn submit(
+        &self,
+        job: AcceptedJob,
+        event: impl FnOnce(RequestId) -> Event + Send,
+    ) -> Result<Answer, Stopped> {
+        self.request(event, Some(job)).await
+    }
+
+    async fn request(
+        &self,
+        event: impl FnOnce(RequestId) -> Event + Send,
+        job: Option<AcceptedJob>,
+    ) -> Result<Answer, Stopped> {
+        let request = RequestId(self.number());
+        let (reply, answer) = oneshot::channel();
+        self.send(Input::Request { request, event: event(request), job, reply }).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Opens a node's stream; its orders come out of `outbox`.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    pub async fn connect(&self, node: NodeId, hello: Hello, outbox: mpsc::Sender<Order>) -> Result<SessionId, Stopped> {
+        let session = SessionId(self.number());
+        self.send(Input::Connect { node, session, hello, outbox }).await.map(|()| session)
+    }
+
+    /// Reads committed state.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    pub async fn query<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Fleet, Timestamp) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        let read = move |fleet: &Fleet, now: Timestamp| {
+            // A caller that went away wants no answer.
+            let _ = reply.send(read(fleet, now));
+        };
+        self.send(Input::Query(Box::new(read))).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Committed changes from now on.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Arc<Change>> {
+        self.changes.subscribe()
+    }
+
+    /// Says that output of an attempt came.
+    pub fn output_came(&self, attempt: AttemptId) {
+        // No follower, nobody to tell.
+        let _ = self.changes.send(Arc::new(Change::Output(attempt)));
+    }
+
+    /// The driver's clock.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Lets the driver finish what it has and end.
+    pub async fn stop(&self) {
+        let _ = self.send(Input::Stop).await;
+    }
+}
+
+/// What the driver is made of.
+pub struct Setup {
+    /// Restored.
+    pub fleet: Fleet,
+    /// The one writer.
+    pub store: Box<dyn Store>,
+    /// Goes on after the last stored time.
+    pub clock: Clock,
+    /// Told of nodes after each commit.
+    pub members: Arc<Members>,
+    /// Told of forgotten nodes.
+    pub vitals: Arc<Vitals>,
+    /// Given the bodies of new jobs.
+    pub bodies: Arc<Bodies>,
+    /// Counted.
+    pub metrics: Arc<Metrics>,
+    /// Orders for providers.
+    pub hosts: mpsc::Sender<HostOrder>,
+}
+
+struct Driver {
+    parts: Setup,
+    inputs: mpsc::Receiver<Input>,
+    changes: broadcast::Sender<Arc<Change>>,
+    outboxes: HashMap<SessionId, (NodeId, mpsc::Sender<Order>)>,
+    replies: HashMap<RequestId, oneshot::Sender<Answer>>,
+    accepting: HashMap<RequestId, AcceptedJob>,
+    /// What acting itself brought about, for the next batch.
+    consequences: VecDeque<Event>,
+    revision: u64,
+}
+
+/// Starts the driver on a thread of its own. The receiver tells how it ended.
+#[must_use]
+pub fn start(parts: Setup) -> (Handle, oneshot::Receiver<Result<(), Failed>>) {
+    let (inputs, received) = mpsc::channel(limits::DRIVER_QUEUE_MAX);
+    let (changes, _) = broadcast::channel(CHANGES_MAX);
+    let handle = Handle { inputs, changes: changes.clone(), next: Arc::new(AtomicU64::new(1)), clock: parts.clock };
+    let (ended, end) = oneshot::channel();
+    let driver = Driver {
+        parts,
+        inputs: received,
+        changes,
+        outboxes: HashMap::new(),
+        replies: HashMap::new(),
+        accepting: HashMap::new(),
+        consequences: VecDeque::new(),
+        revision: 0,
+    };
+    thread::Builder::new()
+        .name("driver".into())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let runtime = runtime.expect("a thread can always have a timer of its own");
+            let _ = ended.send(runtime.block_on(driver.run()));
+        })
+        .expect("a process that just started can have one more thread");
+    (handle, end)
+}
+
+type Query = Box<dyn FnOnce(&Fleet, Timestamp) + Send>;
+
+impl Driver {
+    async fn run(mut self) -> Result<(), Failed> {
+        self.lead()?;
+        let mut batch = Vec::with_capacity(limits::BATCH_EVENTS_MAX);
+        loop {
+            self.receive(&mut batch).await;
+            let now = self.parts.clock.now();
+            let mut out = Output::default();
+            let mut queries = Vec::new();
+            let stop = self.apply(&mut batch, &mut queries, now, &mut out);
+            self.settle_persist_act(now, out)?;
+            for query in queries {
+                query(&self.parts.fleet, now);
+            }
+            if stop {
+                return Ok(());
+            }
+        }
+    }
+
+    fn lead(&mut self) -> Result<(), Failed> {
+        let known: Vec<NodeId> = self.parts.fleet.nodes().map(|(id, _)| id).collect();
+        known.into_iter().for_each(|node| self.tell_member(node));
+        let now = self.parts.clock.now();
+        let mut out = Output::default();
+        let term = Term(self.parts.fleet.meta().term.0 + 1);
+        self.parts.fleet.apply(Event::Led { term }, now, &mut out);
+        self.settle_persist_act(now, out)
+    }
+
+    /// Waits for the first input or the next wake-up, then takes all that is there.
+    async fn receive(&mut self, batch: &mut Vec<Input>) {
+        if !self.consequences.is_empty() {
+            return;
+        }
+        let inputs = &mut self.inputs;
+        let receive = inputs.recv_many(batch, limits::BATCH_EVENTS_MAX);
+        let received = match self.parts.fleet.next_wake() {
+            Some(at) => tokio::time::timeout(self.parts.clock.until(at), receive).await.unwrap_or(usize::MAX),
+            None => receive.await,
+        };
+        // All handles are gone: nobody can ask anything any more.
+        if received == 0 {
+            batch.push(Input::Stop);
+        }
+    }
+
+    fn apply(&mut self, batch: &mut Vec<Input>, queries: &mut Vec<Query>, now: Timestamp, out: &mut Output) -> bool {
+        let mut stop = false;
+        let fleet = &mut self.parts.fleet;
+        fleet.apply(Event::Tick, now, out);
+        for event in self.consequences.drain(..) {
+            fleet.apply(event, now, out);
+        }
+        for input in batch.drain(..) {
+            match input {
+                Input::Event(event) => {
+                    if let Event::NodeDisconnected { session, .. } = &event {
+                        self.outboxes.remove(session);
+                    }
+                    fleet.apply(event, now, out);
+                }
+                Input::Request { request, event, job, reply } => {
+                    self.replies.insert(request, reply);
+                    if let Some(job) = job {
+                        self.accepting.insert(request, job);
+                    }
+                    fleet.apply(event, now, out);
+                }
+                Input::Connect { node, session, hello, outbox } => {
+                    self.outboxes.insert(session, (node, outbox));
+                    fleet.apply(Event::NodeConnected { node, session, hello }, now, out);
+                }
+                Input::Query(query) => queries.push(query),
+                Input::Stop => stop = true,
+            }
+        }
+        stop
+    }
+
+    /// The order that every promise stands on: decide, persist, then act.
+    fn settle_persist_act(&mut self, now: Timestamp, mut out: Output) -> Result<(), Failed> {
+        self.parts.fleet.settle(now, &mut out);
+        self.persist(&out.touched, now).map_err(Failed::Commit)?;
+        self.publish(&out.touched);
+        for effect in out.effects {
+            self.act(effect);
+        }
+        // Every request of the batch was answered; a body whose job was known already is not needed.
+        self.accepting.clear();
+        Ok(())
+    }
+
+    fn persist(&mut self, touched: &Touched, now: Timestamp) -> Result<(), store::Error> {
+        let fleet = &self.parts.fleet;
+        let templates = touched
+            .accepted
+            .iter()
+            .filter_map(|(job, request)| Some((*job, self.accepting.get(request)?.template.clone())));
+        let batch = Batch {
+            now,
+            meta: touched.meta.then(|| fleet.meta()),
+            templates: templates.collect(),
+            jobs: touched.jobs.iter().filter_map(|id| Some((*id, fleet.job(*id)?))).collect(),
+            nodes: touched.nodes.iter().map(|id| (*id, fleet.node(*id))).collect(),
+            pools: touched.pools.iter().filter_map(|name| Some((name, fleet.pool(name)?))).collect(),
+            attempts: touched.attempts.iter().map(|(id, record)| (*id, record)).collect(),
+            history: &touched.history,
+            evidence: &touched.evidence,
+        };
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let rows = batch.jobs.len() + batch.nodes.len() + batch.pools.len() + batch.attempts.len();
+        self.revision = self.parts.store.commit(&batch)?;
+        self.parts.metrics.committed(rows);
+        for entry in batch.history {
+            let subject = store::subject_name(&entry.subject);
+            let actor = entry.actor.as_ref().map(|actor| actor.0.as_str()).unwrap_or_default();
+            tracing::debug!(target: "history", subject, kind = entry.kind, actor, "{}", entry.reason);
+        }
+        Ok(())
+    }
+
+    /// Tells those who follow what is committed now.
+    fn publish(&mut self, touched: &Touched) {
+        for (job, request) in &touched.accepted {
+            if let Some(accepted) = self.accepting.get(request) {
+                self.parts.bodies.put(*job, accepted.parts.clone());
+            }
+        }
+        for node in &touched.nodes {
+            self.tell_member(*node);
+        }
+        for record in touched.attempts.values() {
+            if let Some(end) = &record.ended {
+                self.parts.metrics.ended(&end.end);
+            }
+        }
+        let silent = touched.history.is_empty() && touched.jobs.is_empty() && touched.attempts.is_empty();
+        if silent || self.changes.receiver_count() == 0 {
+            return;
+        }
+        let mut jobs = touched.jobs.clone();
+        jobs.extend(touched.attempts.keys().map(|attempt| attempt.job));
+        // The last follower may have left in between.
+        let _ = self.changes.send(Arc::new(Change::Committed { revision: self.revision, jobs }));
+    }
+
+    fn tell_member(&self, id: NodeId) {
+        let member = self.parts.fleet.node(id).map(|node| Member { name: node.name.clone(), key: node.key });
+        if member.is_none() {
+            self.parts.vitals.forget(id);
+        }
+        self.parts.members.set(id, member);
+    }
+
+    fn act(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply { request, reply } => {
+                if let Some(waiting) = self.replies.remove(&request) {
+                    // A caller that went away asks again by its key.
+                    let _ = waiting.send(reply);
+                }
+            }
+            Effect::CreateHost { pool, host, template } => self.order_host(HostOrder::Create { pool, host, template }),
+            Effect::DeleteHost { pool, host, node } => self.order_host(HostOrder::Delete { pool, host, node }),
+            Effect::Welcome { .. }
+            | Effect::GrantLease { .. }
+            | Effect::Start { .. }
+            | Effect::Stop { .. }
+            | Effect::Acknowledge { .. }
+            | Effect::Recall { .. }
+            | Effect::AskDrained { .. }
+            | Effect::Release { .. }
+            | Effect::Reopen { .. }
+            | Effect::CloseSession { .. } => self.order_node(effect),
+        }
+    }
+
+    /// A node that does not take its orders is cut off: it comes back and compares.
+    fn order_node(&mut self, effect: Effect) {
+        let term = self.parts.fleet.meta().term;
+        let Some((session, order)) = order_of(effect, term) else { return };
+        let Some((node, outbox)) = self.outboxes.get(&session) else { return };
+        let node = *node;
+        let closes = matches!(order, Order::Close(_));
+        let Err(refused) = outbox.try_send(order) else {
+            if closes {
+                self.outboxes.remove(&session);
+            }
+            return;
+        };
+        if matches!(refused, mpsc::error::TrySendError::Full(_)) {
+            tracing::warn!(%node, "the node does not read its orders; its stream is cut");
+        }
+        self.outboxes.remove(&session);
+        self.consequences.push_back(Event::NodeDisconnected { node, session });
+    }
+
+    fn order_host(&mut self, order: HostOrder) {
+        if self.parts.hosts.try_send(order).is_err() {
+            // The core asks again: creates at the boot deadline, deletes after DELETE_ASK_AGAIN.
+            tracing::warn!("the provider does not keep up; an order of a host was dropped");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The coordinator's data folder: who may use it, and what it must hold.
+//!
+//! `fleet.toml` is written last when a fleet is made. Where it is, a store must
+//! be: without one the coordinator refuses to start rather than begin empty.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::store;
+
+/// What can be wrong with the folder.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another coordinator works on it.
+    #[error("{folder} is in use by the coordinator with pid {pid}; stop that one first, or choose another folder")]
+    InUse {
+        /// The folder.
+        folder: String,
+        /// As the holder wrote it.
+        pid: String,
+    },
+    /// `init` on a folder that has a fleet.
+    #[error("{folder} already holds fleet {fleet}; nothing was changed")]
+    Exists {
+        /// The folder.
+        folder: String,
+        /// Its fleet.
+        fleet: String,
+    },
+    /// `serve` on a folder without one.
+    #[error("{folder} holds no fleet; make one with `muster-coordinator init --data {folder}`, or serve with --init")]
+    Empty {
+        /// The folder.
+        folder: String,
+    },
+    /// The marker does not read.
+    #[error("{file} does not read as a fleet's marker")]
+    Marker {
+        /// The file.
+        file: String,
+        /// Why.
+        #[source]
+        source: toml::de::Error,
+    },
+    /// The system refused.
+    #[error("cannot {doing} {path}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The marker: this folder belongs to a fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Marker {
+    /// Random, in hexadecimal.
+    pub fleet: String,
+    /// Names and addresses in the server's certificate beside the usual ones.
+    #[serde(default)]
+    pub sans: Vec<String>,
+}
+
+/// The folder, held by this process until dropped.
+#[derive(Debug)]
+pub struct Folder {
+    root: PathBuf,
+    _lock: Flock<File>,
+}
+
+pub(crate) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.display().to_string();
+    move |source| Error::Io { doing, path, source }
+}
+
+impl Folder {
+    /// Makes the folder if need be, and takes it for this process alone.
+    ///
+    /// # Errors
+    /// Another coordinator has it, or the system refuses.
+    pub fn take(root: &Path) -> Result<Self, Error> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(io_error("make", root))?;
+        let path = root.join("coordinator.lock");
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error("open", &path))?;
+        let mut pid = String::new();
+        let _ = (&mut file).take(32).read_to_string(&mut pid);
+        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| Error::InUse { folder: root.display().to_string(), pid: pid.trim().to_owned() })?;
+        lock.set_len(0)
+            .and_then(|()| io::Seek::rewind(&mut *lock))
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(io_error("write", &path))?;
+        Ok(Self { root: root.to_owned(), _lock: lock })
+    }
+
+    /// A path below it.
+    #[must_use]
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.root.join(below)
+    }
+
+    /// The store's file.
+    #[must_use]
+    pub fn store_file(&self) -> PathBuf {
+        self.path("fleet.db")
+    }
+
+    /// The marker, if a fleet was made here.
+    ///
+    /// # Errors
+    /// It is there and does not read.
+    pub fn marker(&self) -> Result<Option<Marker>, Error> {
+        let file = self.path("fleet.toml");
+        match fs::read_to_string(&file) {
+            Ok(text) => toml::from_str(&text)
+                .map(Some)
+                .map_err(|source| Error::Marker { file: file.display().to_string(), source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("read", &file)(error)),
+        }
+    }
+
+    /// Writes the marker: from here on the folder must have a store.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn mark(&self, marker: &Marker) -> Result<(), Error> {
+        let text = toml::to_string(marker).expect("a marker is a plain table");
+        write_durably(&self.path("fleet.toml"), text.as_bytes(), 0o600)
+    }
+
+    /// Opens the store that a marked folder must have.
+    ///
+    /// # Errors
+    /// It is missing, damaged or of a later schema.
+    pub fn open_store(&self) -> Result<store::EmbeddedStore, store::Error> {
+        let file = self.store_file();
+        if !file.exists() {
+            return Err(store::Error::Missing {
+                folder: self.root.display().to_string(),
+                file: file.display().to_string(),
+            });
+        }
+        store::EmbeddedStore::open(&file)
+    }
+}
+
+/// Writes a file whole or not at all, durable when it returns.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+    let temporary = path.with_extension("new");
+    let _ = fs::remove_file(&temporary);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)
+        .map_err(io_error("make", &temporary))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io_error("write", &temporary))?;
+    fs::rename(&temporary, path).map_err(io_error("rename", path))?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error("sync", parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_holder_is_refused_and_told_who_has_it() {
+        let root = tempfile::tempdir().unwrap();
+        let held = Folder::take(root.path()).unwrap();
+        let refused = Folder::take(root.path()).unwrap_err().to_string();
+        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        drop(held);
+        assert!(Folder::take(root.path()).is_ok());
+    }
+
+    #[test]
+    fn a_marked_folder_without_a_store_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = Folder::take(root.path()).unwrap();
+        assert_eq!(folder.marker().unwrap(), None);
+        let marker = Marker { fleet: "ab".into(), sans: vec!["fleet.example".into()] };
+        folder.mark(&marker).unwrap();
+        assert_eq!(folder.marker().unwrap(), Some(marker));
+        assert!(matches!(folder.open_store(), Err(store::Error::Missing { .. })));
+    }
+}

@@ -1,0 +1,141 @@
+//! Making and ending a pool's hosts, behind one trait.
+//!
+//! The core decides and remembers every request; a provider only carries out.
+//! Orders are idempotent by their request, so that one may be lost or repeated.
+
+pub mod local;
+mod static_hosts;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use muster_core::{
+    event::Event,
+    ids::{HostRequestId, PoolName},
+    limits,
+    policy::{HostTemplate, ProviderKind},
+    time::Millis,
+};
+use tokio::sync::mpsc;
+
+pub use self::static_hosts::StaticHosts;
+use crate::{driver::Handle, orders::HostOrder, tokens::Tokens};
+
+/// Orders that wait for one provider.
+const ORDERS_MAX: usize = 1_024;
+
+/// What a provider is asked.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// Make a host that joins as this node.
+    Create(NewHost),
+    /// End a host.
+    Delete {
+        /// The pool.
+        pool: PoolName,
+        /// The request that made it.
+        host: HostRequestId,
+    },
+}
+
+/// A host to be made.
+#[derive(Clone, Debug)]
+pub struct NewHost {
+    /// The pool.
+    pub pool: PoolName,
+    /// The stored request.
+    pub host: HostRequestId,
+    /// What it is to have.
+    pub template: HostTemplate,
+}
+
+/// Makes and ends hosts. Answers come as events to the driver.
+pub trait Provider: Send {
+    /// Carries out orders until there are no more to come.
+    fn run(self: Box<Self>, asks: mpsc::Receiver<Ask>) -> futures_util::future::BoxFuture<'static, ()>;
+}
+
+/// What providers have in common: the driver to answer, and tokens for their hosts.
+#[derive(Clone, Debug)]
+pub struct Links {
+    /// Told what became of each order.
+    pub handle: Handle,
+    /// Makes the token that binds a host to its request.
+    pub tokens: Tokens,
+    /// Where hosts dial.
+    pub coordinator: String,
+}
+
+impl Links {
+    async fn tell(&self, event: Event) {
+        // The driver is stopping: the next one asks for the list and finds out.
+        let _ = self.handle.event(event).await;
+    }
+
+    /// A one-time token bound to pool and request, good until the pool's boot deadline.
+    async fn token(&self, host: &NewHost) -> Result<String, String> {
+        let name = host.pool.clone();
+        let boot = self.handle.query(move |fleet, _| fleet.pool(&name).map(|pool| pool.policy.boot_deadline_ms)).await;
+        let life = boot.ok().flatten().unwrap_or(limits::TOKEN_LIFE).max(Millis::from_secs(60));
+        let expires = self.handle.now() + life;
+        let (tokens, pool, request) = (self.tokens.clone(), host.pool.clone(), host.host);
+        let made = tokio::task::spawn_blocking(move || tokens.create(&pool, Some(request), expires)).await;
+        match made {
+            Ok(Ok(token)) => Ok(token),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the token could not be made".to_owned()),
+        }
+    }
+}
+
+/// Hands each order to the provider of its pool.
+pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, local_socket: Option<PathBuf>) {
+    let handle = links.handle.clone();
+    let mut providers: BTreeMap<&'static str, mpsc::Sender<Ask>> = BTreeMap::new();
+    let mut start = |name: &'static str, provider: Box<dyn Provider>| {
+        let (asks, received) = mpsc::channel(ORDERS_MAX);
+        tokio::spawn(provider.run(received));
+        providers.insert(name, asks);
+    };
+    start("static", Box::new(StaticHosts::new(links.clone())));
+    if let Some(socket) = local_socket {
+        start("local", Box::new(local::LocalHosts::new(links.clone(), socket)));
+    }
+    while let Some(order) = orders.recv().await {
+        let (pool, host) = match &order {
+            HostOrder::Create { pool, host, .. } | HostOrder::Delete { pool, host, .. } => (pool.clone(), *host),
+        };
+        let name = pool.clone();
+        let kind = handle.query(move |fleet, _| fleet.pool(&name).map(|pool| pool.policy.provider)).await;
+        let Ok(Some(kind)) = kind else { continue };
+        let provider = match kind {
+            ProviderKind::Static => providers.get("static"),
+            ProviderKind::Local => providers.get("local"),
+        };
+        let (ask, creates) = match order {
+            HostOrder::Create { pool, host, template } => (Ask::Create(NewHost { pool, host, template }), true),
+            HostOrder::Delete { pool, host, .. } => (Ask::Delete { pool, host }, false),
+        };
+        match provider {
+            Some(provider) => {
+                if provider.try_send(ask).is_err() {
+                    tracing::warn!(%pool, "the provider does not keep up; an order was dropped and will be repeated");
+                }
+            }
+            None => {
+                let reason = "no program that makes local hosts is connected; `muster up` is one".to_owned();
+                let event = if creates {
+                    Event::HostFailed { pool, host, reason }
+                } else {
+                    Event::HostDeleteFailed { pool, host, reason }
+                };
+                links.tell(event).await;
+            }
+        }
+    }
+}
+
+/// How a host of a pool is named.
+#[must_use]
+pub fn host_name(pool: &PoolName, host: HostRequestId) -> String {
+    format!("{pool}-{}", host.0)
+}

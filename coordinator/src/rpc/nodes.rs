@@ -1,0 +1,224 @@
+//! Nodes: see, cordon, drain, remove.
+
+use std::sync::Arc;
+
+use muster_core::{
+    event::{DrainOrder, Event},
+    fleet::Fleet,
+    ids::{Actor, NodeId, RequestId},
+    spec::OnDrain,
+    time::{Millis, Timestamp},
+};
+use muster_proto::{convert, v1};
+use tonic::{Request, Response, Status};
+
+use super::{Context, fleet::history_of, person, shown, status};
+
+const EVENTS_SHOWN: u32 = 50;
+/// A deadline below this is a span from now on, not a point in time: no clock of ours is in 1973.
+const SPAN_MAX_MS: u64 = 100_000_000_000;
+
+/// The service.
+#[derive(Debug)]
+pub struct Nodes(pub Arc<Context>);
+
+/// Chosen nodes, and a sentence for each that was named and is not there.
+type Chosen = (Vec<NodeId>, Vec<String>);
+
+/// By name, else by number, with or without its `n`.
+fn find(fleet: &Fleet, text: &str) -> Option<NodeId> {
+    if let Some(id) = fleet.node_named(text) {
+        return Some(id);
+    }
+    let id = NodeId(text.strip_prefix('n').unwrap_or(text).parse().ok()?);
+    fleet.node(id).map(|_| id)
+}
+
+fn select(fleet: &Fleet, selector: &v1::NodeSelector) -> Chosen {
+    let (mut chosen, mut refused) = (Vec::new(), Vec::new());
+    for name in &selector.nodes {
+        match find(fleet, name) {
+            Some(id) => chosen.push(id),
+            None => refused.push(format!(
+                "there is no node `{}`; `muster node list` shows those that are known",
+                name.escape_default()
+            )),
+        }
+    }
+    if !selector.labels.is_empty() || !selector.pool.is_empty() {
+        let matches = fleet.nodes().filter(|(_, node)| {
+            (selector.pool.is_empty() || node.pool.0 == selector.pool)
+                && selector.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+        });
+        chosen.extend(matches.map(|(id, _)| id));
+    }
+    chosen.sort_unstable();
+    chosen.dedup();
+    (chosen, refused)
+}
+
+#[tonic::async_trait]
+impl v1::nodes_server::Nodes for Nodes {
+    async fn list(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let context = self.0.clone();
+        let read = move |fleet: &Fleet, _| {
+            fleet.nodes().map(|(id, record)| shown::node(&context, fleet, id, record)).collect()
+        };
+        let nodes = self.0.handle.query(read).await.map_err(status::stopped)?;
+        Ok(Response::new(v1::ListNodesResponse { nodes }))
+    }
+
+    async fn inspect(&self, request: Request<v1::InspectNodeRequest>) -> Result<Response<v1::NodeDetail>, Status> {
+        let name = request.into_inner().node;
+        let (context, wanted) = (self.0.clone(), name.clone());
+        let read = move |fleet: &Fleet, _| {
+            let id = find(fleet, &wanted)?;
+            let node = shown::node(&context, fleet, id, fleet.node(id)?);
+            let attempts = fleet.attempts_on(id).map(|(id, record)| shown::live_attempt(&context, id, record));
+            Some((id, node, attempts.collect()))
+        };
+        let found = self.0.handle.query(read).await.map_err(status::stopped)?;
+        let Some((id, node, attempts)) = found else { return Err(no_node(&name)) };
+        let events = history_of(&self.0, format!("node/{id}"), EVENTS_SHOWN).await?;
+        Ok(Response::new(v1::NodeDetail { node: Some(node), attempts, events }))
+    }
+
+    async fn cordon(&self, request: Request<v1::CordonRequest>) -> Result<Response<v1::NodesChanged>, Status> {
+        self.change(request, |request, node, actor, reason| Event::Cordon { request, node, actor, reason }).await
+    }
+
+    async fn uncordon(&self, request: Request<v1::CordonRequest>) -> Result<Response<v1::NodesChanged>, Status> {
+        self.change(request, |request, node, actor, reason| Event::Uncordon { request, node, actor, reason }).await
+    }
+
+    async fn resume(&self, request: Request<v1::CordonRequest>) -> Result<Response<v1::NodesChanged>, Status> {
+        self.change(request, |request, node, actor, reason| Event::Resume { request, node, actor, reason }).await
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
+        let (name, _) = person(&request)?;
+        let request = request.into_inner();
+        let order = self.drain_order(&request, name)?;
+        let (chosen, mut refused) = self.choose(request.selector.unwrap_or_default()).await?;
+        if !request.dry_run {
+            for node in &chosen {
+                let order = order.clone();
+                let drain = |request| Event::Drain { request, node: *node, order };
+                if let Err(denied) = self.0.handle.ask(drain).await.map_err(status::stopped)? {
+                    refused.push(denied.to_string());
+                }
+            }
+        }
+        let context = self.0.clone();
+        let read = move |fleet: &Fleet, now| {
+            let mut response = v1::DrainResponse { refused, ..Default::default() };
+            for id in chosen {
+                let Some(record) = fleet.node(id) else { continue };
+                response.nodes.push(shown::node(&context, fleet, id, record));
+                response.blockers.extend(blockers(fleet, id, order.deadline, now));
+            }
+            response
+        };
+        self.0.handle.query(read).await.map(Response::new).map_err(status::stopped)
+    }
+
+    async fn remove(&self, request: Request<v1::RemoveNodeRequest>) -> Result<Response<v1::NodesChanged>, Status> {
+        let (name, _) = person(&request)?;
+        let request = request.into_inner();
+        let reason = convert::reason(&request.reason).map_err(status::rejected)?;
+        let wanted = request.node.clone();
+        let found = self.0.handle.query(move |fleet, _| find(fleet, &wanted)).await.map_err(status::stopped)?;
+        let Some(node) = found else { return Err(no_node(&request.node)) };
+        let force = request.force;
+        let remove = |request| Event::RemoveNode { request, node, force, actor: Actor(name), reason };
+        self.0.handle.ask(remove).await.map_err(status::stopped)?.map_err(status::denied)?;
+        Ok(Response::new(v1::NodesChanged::default()))
+    }
+}
+
+impl Nodes {
+    async fn choose(&self, selector: v1::NodeSelector) -> Result<Chosen, Status> {
+        if selector.nodes.is_empty() && selector.labels.is_empty() && selector.pool.is_empty() {
+            return Err(Status::invalid_argument("selector: name nodes, labels or a pool"));
+        }
+        let alone = selector.nodes.len() == 1 && selector.labels.is_empty() && selector.pool.is_empty();
+        let chosen = self.0.handle.query(move |fleet, _| select(fleet, &selector)).await.map_err(status::stopped)?;
+        match (&chosen.0[..], &chosen.1[..]) {
+            // One node was meant and is not there: that is an error, not a partial success.
+            ([], [sentence]) if alone => Err(Status::not_found(sentence.clone())),
+            _chosen => Ok(chosen),
+        }
+    }
+
+    /// One event a node; a single refusal is the call's own.
+    async fn change(
+        &self,
+        request: Request<v1::CordonRequest>,
+        event: fn(RequestId, NodeId, Actor, String) -> Event,
+    ) -> Result<Response<v1::NodesChanged>, Status> {
+        let (name, _) = person(&request)?;
+        let request = request.into_inner();
+        let reason = convert::reason(&request.reason).map_err(status::rejected)?;
+        let (chosen, mut refused) = self.choose(request.selector.unwrap_or_default()).await?;
+        for node in &chosen {
+            let ask = |request| event(request, *node, Actor(name.clone()), reason.clone());
+            match self.0.handle.ask(ask).await.map_err(status::stopped)? {
+                Ok(_) => {}
+                Err(denied) if chosen.len() == 1 => return Err(status::denied(denied)),
+                Err(denied) => refused.push(denied.to_string()),
+            }
+        }
+        let context = self.0.clone();
+        let read = move |fleet: &Fleet, _| {
+            let nodes = chosen.into_iter().filter_map(|id| Some(shown::node(&context, fleet, id, fleet.node(id)?)));
+            v1::NodesChanged { nodes: nodes.collect(), refused }
+        };
+        self.0.handle.query(read).await.map(Response::new).map_err(status::stopped)
+    }
+
+    fn drain_order(&self, request: &v1::DrainRequest, name: String) -> Result<DrainOrder, Status> {
+        let now = self.0.handle.now();
+        let deadline = request.deadline_ms.map(|at| if at < SPAN_MAX_MS { now + Millis(at) } else { Timestamp(at) });
+        Ok(DrainOrder {
+            deadline,
+            then: convert::drain_then(&request.then).map_err(status::rejected)?,
+            refusable: false,
+            actor: Actor(name),
+            reason: convert::reason(&request.reason).map_err(status::rejected)?,
+        })
+    }
+}
+
+fn no_node(name: &str) -> Status {
+    let name = name.escape_default();
+    Status::not_found(format!("there is no node `{name}`; `muster node list` shows those that are known"))
+}
+
+/// What a drain waits for, or for a dry run would wait for until `deadline`.
+fn blockers(fleet: &Fleet, node: NodeId, deadline: Option<Timestamp>, now: Timestamp) -> Vec<v1::Blocker> {
+    let blockers = fleet.blockers(node, now).into_iter().map(|blocker| {
+        let ends_by = match (blocker.ends_by, deadline) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let on_drain = match blocker.on_drain {
+            OnDrain::Finish => v1::OnDrain::Finish,
+            OnDrain::Requeue => v1::OnDrain::Requeue,
+        };
+        v1::Blocker {
+            node: node.0,
+            attempt: Some(blocker.attempt.into()),
+            running_ms: blocker.age.0,
+            ends_by_ms: ends_by.map(|at| at.0),
+            on_drain: on_drain.into(),
+        }
+    });
+    blockers.collect()
+}
+
+/// For the other services: a node's number by its name.
+pub(super) async fn number(context: &Context, name: &str) -> Result<NodeId, Status> {
+    let wanted = name.to_owned();
+    let found = context.handle.query(move |fleet, _| find(fleet, &wanted)).await.map_err(status::stopped)?;
+    found.ok_or_else(|| no_node(name))
+}

@@ -1,0 +1,62 @@
+//! Pools: policies in force, and every scaling decision with its reason.
+
+use std::sync::Arc;
+
+use muster_core::{
+    event::Event,
+    fleet::Fleet,
+    ids::{Actor, PoolName},
+    policy::PoolPolicy,
+};
+use muster_proto::{convert, v1};
+use tonic::{Request, Response, Status};
+
+use super::{Context, blocking, person, shown, status};
+use crate::store::HistoryQuery;
+
+const HISTORY_MAX: u32 = 1_000;
+const POLICY_BYTES_MAX: usize = 64 << 10;
+
+/// The service.
+#[derive(Debug)]
+pub struct Pools(pub Arc<Context>);
+
+#[tonic::async_trait]
+impl v1::pools_server::Pools for Pools {
+    async fn list(&self, _: Request<v1::ListPoolsRequest>) -> Result<Response<v1::ListPoolsResponse>, Status> {
+        let read = |fleet: &Fleet, _| fleet.pools().filter_map(|(name, _)| shown::pool(fleet, name)).collect();
+        let pools = self.0.handle.query(read).await.map_err(status::stopped)?;
+        Ok(Response::new(v1::ListPoolsResponse { pools }))
+    }
+
+    async fn set(&self, request: Request<v1::SetPoolRequest>) -> Result<Response<v1::Pool>, Status> {
+        let (actor, _) = person(&request)?;
+        let text = request.into_inner().policy;
+        if text.len() > POLICY_BYTES_MAX {
+            return Err(Status::invalid_argument(format!("policy: has at most {POLICY_BYTES_MAX} bytes")));
+        }
+        let policy: PoolPolicy =
+            toml::from_str(&text).map_err(|error| Status::invalid_argument(format!("policy: {error}")))?;
+        let name = PoolName(convert::name("policy.name", &policy.name.0).map_err(status::rejected)?);
+        let set = |request| Event::SetPool { request, policy, actor: Actor(actor) };
+        self.0.handle.ask(set).await.map_err(status::stopped)?.map_err(status::denied)?;
+        let pool = self.0.handle.query(move |fleet, _| shown::pool(fleet, &name)).await.map_err(status::stopped)?;
+        pool.map(Response::new).ok_or_else(|| Status::not_found("the pool was removed meanwhile"))
+    }
+
+    async fn history(
+        &self,
+        request: Request<v1::PoolHistoryRequest>,
+    ) -> Result<Response<v1::PoolHistoryResponse>, Status> {
+        let pool = request.into_inner().pool;
+        let subject = format!("pool/{pool}");
+        let query = HistoryQuery { subject, kind: "scaled".into(), limit: HISTORY_MAX, newest: true, after: 0 };
+        let reader = self.0.reader.clone();
+        let entries = blocking(move || reader.history(&query).map_err(status::store)).await?;
+        let decisions = entries.into_iter().filter_map(|entry| {
+            let (from, to) = entry.sizes?;
+            Some(v1::ScalingDecision { time_ms: entry.at.0, pool: pool.clone(), from, to, reason: entry.reason })
+        });
+        Ok(Response::new(v1::PoolHistoryResponse { decisions: decisions.collect() }))
+    }
+}

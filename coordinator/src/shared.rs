@@ -1,0 +1,107 @@
+//! What several parts read and no rule decides on: who the nodes are, by
+//! committed state, and their last figures.
+
+use std::{
+    collections::HashMap,
+    sync::{PoisonError, RwLock},
+};
+
+use muster_core::{
+    ids::{AttemptId, NodeId},
+    time::Timestamp,
+};
+use muster_proto::v1;
+
+/// Known nodes. A node that was removed is not here, so its certificate opens nothing.
+#[derive(Debug, Default)]
+pub struct Members {
+    nodes: RwLock<HashMap<NodeId, Member>>,
+}
+
+/// What a request of a node is checked against.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Shown.
+    pub name: String,
+    /// SHA-256 of its public key.
+    pub key: [u8; 32],
+}
+
+impl Members {
+    /// A node's entry.
+    #[must_use]
+    pub fn get(&self, node: NodeId) -> Option<Member> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+
+    /// A node's name, or its number if it is forgotten.
+    #[must_use]
+    pub fn name(&self, node: NodeId) -> String {
+        self.get(node).map_or_else(|| node.to_string(), |member| member.name)
+    }
+
+    /// Called by the driver after a commit.
+    pub fn set(&self, node: NodeId, member: Option<Member>) {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        match member {
+            Some(member) => nodes.insert(node, member),
+            None => nodes.remove(&node),
+        };
+    }
+}
+
+/// The last figures of nodes and of what runs. Lost with the process, and told again by the next heartbeat.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    nodes: RwLock<HashMap<NodeId, NodeVitals>>,
+    starts: RwLock<HashMap<AttemptId, v1::AttemptStarted>>,
+}
+
+/// A node's last figures.
+#[derive(Clone, Debug, Default)]
+pub struct NodeVitals {
+    /// The host's.
+    pub metrics: Option<v1::HostMetrics>,
+    /// When they came.
+    pub at: Timestamp,
+    /// Of what runs there.
+    pub usage: HashMap<AttemptId, v1::Usage>,
+    /// Shown only.
+    pub agent_version: String,
+    /// Shown only.
+    pub kernel: String,
+}
+
+impl Vitals {
+    /// Changes a node's figures.
+    pub fn update(&self, node: NodeId, change: impl FnOnce(&mut NodeVitals)) {
+        change(self.nodes.write().unwrap_or_else(PoisonError::into_inner).entry(node).or_default());
+    }
+
+    /// Reads a node's figures.
+    pub fn of<T>(&self, node: NodeId, read: impl FnOnce(&NodeVitals) -> T) -> Option<T> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&node).map(read)
+    }
+
+    /// Forgets a node.
+    pub fn forget(&self, node: NodeId) {
+        self.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
+
+    /// Notes how an attempt started.
+    pub fn started(&self, attempt: AttemptId, started: v1::AttemptStarted) {
+        self.starts.write().unwrap_or_else(PoisonError::into_inner).insert(attempt, started);
+    }
+
+    /// How a running attempt started.
+    #[must_use]
+    pub fn start_of(&self, attempt: AttemptId) -> Option<v1::AttemptStarted> {
+        self.starts.read().unwrap_or_else(PoisonError::into_inner).get(&attempt).cloned()
+    }
+
+    /// As [`Self::start_of`], and forgets it: it is over.
+    #[must_use]
+    pub fn take_start(&self, attempt: AttemptId) -> Option<v1::AttemptStarted> {
+        self.starts.write().unwrap_or_else(PoisonError::into_inner).remove(&attempt)
+    }
+}
