@@ -1,0 +1,228 @@
+//! How a command reaches the coordinator: a Unix socket on its own machine, or
+//! TLS with a client certificate. Which one: `--server`, else MUSTER_SERVER,
+//! else the newest running `muster up`, else the system's coordinator.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use muster_proto::v1::{
+    fleet_client::FleetClient, jobs_client::JobsClient, nodes_client::NodesClient, pools_client::PoolsClient,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use crate::{
+    escape,
+    exit::{Exit, Failure, Result},
+    local::folder,
+};
+
+/// Where a coordinator listens when it was installed as a service.
+pub const SYSTEM_SOCKET: &str = "/var/lib/muster/operator.sock";
+/// The name in every coordinator's certificate.
+const SERVER_NAME: &str = "muster-coordinator";
+/// A coordinator that does not take a connection in this time is not reachable.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer with many inline outputs may be large; the coordinator bounds what it sends.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// A coordinator's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// On this machine.
+    Unix(PathBuf),
+    /// `host:port`, with TLS.
+    Tcp(String),
+}
+
+/// The files of a client certificate.
+#[derive(Clone, Debug, Default)]
+pub struct TlsFiles {
+    /// The fleet's CA, PEM.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate, PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its key, PEM; default: beside the certificate, with the ending `.key`.
+    pub key: Option<PathBuf>,
+}
+
+impl Server {
+    /// From `--server` or MUSTER_SERVER.
+    pub fn parse(text: &str) -> std::result::Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Self::Unix(PathBuf::from(path)));
+        }
+        if text.starts_with('/') {
+            return Ok(Self::Unix(PathBuf::from(text)));
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tcp(text.to_owned())),
+            _ => Err(format!("`{text}` is no server; write unix:/path or host:port")),
+        }
+    }
+
+    /// Where to look when nothing was named.
+    pub fn find() -> Self {
+        Self::Unix(folder::newest_operator_socket().unwrap_or_else(|| PathBuf::from(SYSTEM_SOCKET)))
+    }
+}
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", escape::path(path)),
+            Self::Tcp(address) => f.write_str(address),
+        }
+    }
+}
+
+/// A connection to the coordinator.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+    /// Where it goes.
+    pub server: Server,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Connects, or says why not.
+    pub async fn connect(server: Server, tls: &TlsFiles, timeout: Duration) -> Result<Self> {
+        let endpoint = Endpoint::from_static("http://muster-coordinator")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_adaptive_window(true)
+            .tcp_nodelay(true);
+        let connected = match &server {
+            Server::Unix(path) => {
+                let path = path.clone();
+                let dial = move |_| {
+                    let path = path.clone();
+                    async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
+                };
+                endpoint.connect_with_connector(service_fn(dial)).await
+            }
+            Server::Tcp(address) => {
+                let connector = tokio_rustls::TlsConnector::from(Arc::new(tls_config(tls)?));
+                let address = address.clone();
+                let dial = move |_| {
+                    let (address, connector) = (address.clone(), connector.clone());
+                    async move {
+                        let stream = tokio::net::TcpStream::connect(address).await?;
+                        stream.set_nodelay(true)?;
+                        let name = ServerName::try_from(SERVER_NAME).expect("a constant that is a DNS name");
+                        connector.connect(name, stream).await.map(TokioIo::new)
+                    }
+                };
+                endpoint.connect_with_connector(service_fn(dial)).await
+            }
+        };
+        match connected {
+            Ok(channel) => Ok(Self { channel, server, timeout }),
+            Err(error) => Err(unreachable(&server, error)),
+        }
+    }
+
+    /// Jobs and blobs.
+    pub fn jobs(&self) -> JobsClient<Channel> {
+        JobsClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// Nodes.
+    pub fn nodes(&self) -> NodesClient<Channel> {
+        NodesClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// Pools.
+    pub fn pools(&self) -> PoolsClient<Channel> {
+        PoolsClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// The fleet as a whole.
+    pub fn fleet(&self) -> FleetClient<Channel> {
+        FleetClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// A question with the time limit of this connection.
+    pub fn ask<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+}
+
+fn unreachable(server: &Server, error: tonic::transport::Error) -> Failure {
+    let mut why = String::new();
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        why = error.to_string();
+        cause = error.source();
+    }
+    let why = why.split(" (os error").next().unwrap_or_default().to_owned();
+    let advice = match server {
+        Server::Unix(_) => "start one with `muster up`, or name another with --server",
+        Server::Tcp(_) => "check the address, and --ca, --cert and --cert-key",
+    };
+    Failure::new(Exit::Unreachable, format!("cannot reach a coordinator at {server}: {}; {advice}", escape::text(&why)))
+        .caused_by(error)
+}
+
+fn tls_config(files: &TlsFiles) -> Result<rustls::ClientConfig> {
+    let missing = |what: &str, flag: &str| {
+        Failure::usage(format!("a server on TCP needs {what}: name it with {flag}, or use --server unix:/path"))
+    };
+    let ca = files.ca.as_deref().ok_or_else(|| missing("the fleet's CA", "--ca"))?;
+    let certificate = files.certificate.as_deref().ok_or_else(|| missing("a client certificate", "--cert"))?;
+    let beside = certificate.with_extension("key");
+    let key = files.key.as_deref().unwrap_or(&beside);
+
+    let mut roots = rustls::RootCertStore::empty();
+    for root in certificates(ca)? {
+        roots.add(root).map_err(|error| bad_pem("a CA certificate", ca, &error))?;
+    }
+    let key_bytes = std::fs::read(key).map_err(|error| Failure::file("read the key", key, error))?;
+    let key_der = PrivateKeyDer::from_pem_slice(&key_bytes).map_err(|error| bad_pem("a private key", key, &error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("ring speaks TLS 1.3")
+        .with_root_certificates(roots)
+        .with_client_auth_cert(certificates(certificate)?, key_der)
+        .map_err(|error| bad_pem("a usable certificate and key", certificate, &error))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let bytes = std::fs::read(path).map_err(|error| Failure::file("read the certificate", path, error))?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|error| bad_pem("a certificate", path, &error))?;
+    if certificates.is_empty() {
+        return Err(Failure::usage(format!("{} holds no certificate in PEM form", escape::path(path))));
+    }
+    Ok(certificates)
+}
+
+fn bad_pem(what: &str, path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::usage(format!("{} does not hold {what}: {error}", escape::path(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_socket_or_an_address() {
+        assert_eq!(Server::parse("unix:/run/m.sock"), Ok(Server::Unix("/run/m.sock".into())));
+        assert_eq!(Server::parse("/run/m.sock"), Ok(Server::Unix("/run/m.sock".into())));
+        assert_eq!(Server::parse("[::1]:7000"), Ok(Server::Tcp("[::1]:7000".into())));
+        for text in ["", "host", "host:", ":1", "host:99999"] {
+            assert!(Server::parse(text).is_err(), "{text}");
+        }
+    }
+}

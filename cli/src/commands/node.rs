@@ -1,0 +1,505 @@
+//! `muster node ...`: see, cordon, drain and remove nodes. What touches more
+//! than one node, and any `--force`, first says its effect and asks.
+
+use std::process::ExitCode;
+
+use muster_core::{
+    ids::JobId,
+    limits,
+    resources::{Bytes, Cores},
+};
+use muster_proto::v1::{
+    Attempt, Blocker, CordonRequest, DrainRequest, DrainResponse, EventsRequest, InspectNodeRequest, ListNodesRequest,
+    Node as Shown, NodeSelector, OnDrain, RemoveNodeRequest,
+};
+use serde_json::{Value, json};
+
+use super::{Context, fleet, partial, show};
+use crate::{
+    args::{Drain, Node, Selector, Then},
+    client::Client,
+    escape,
+    exit::{Exit, Failure, Result},
+    hostlist,
+    output::{List, now_ms, span, time_value},
+};
+
+/// Runs one command.
+pub async fn run(context: &Context, command: Node) -> Result<ExitCode> {
+    match command {
+        Node::List { selector } => list(context, &selector).await,
+        Node::Inspect { node } => inspect(context, &node).await,
+        Node::Cordon { selector, reason } => change(context, &selector, &reason, Verb::Cordon).await,
+        Node::Uncordon { selector, reason } => change(context, &selector, &reason, Verb::Uncordon).await,
+        Node::Resume { selector, reason } => change(context, &selector, &reason, Verb::Resume).await,
+        Node::Drain(request) => drain(context, request).await,
+        Node::Remove { selector, force, reason } => remove(context, &selector, force, &reason).await,
+        Node::Events { node, follow } => {
+            let client = context.connect().await?;
+            let name = client
+                .nodes()
+                .inspect(client.ask(InspectNodeRequest { node }))
+                .await?
+                .into_inner()
+                .node
+                .unwrap_or_default()
+                .name;
+            let request = EventsRequest { subject: format!("node/{name}"), follow, ..EventsRequest::default() };
+            fleet::show_events(context, &client, request).await
+        }
+    }
+}
+
+async fn all_nodes(client: &Client) -> Result<Vec<Shown>> {
+    Ok(client.nodes().list(client.ask(ListNodesRequest::default())).await?.into_inner().nodes)
+}
+
+/// Names of a selector; each part is a host list.
+fn names(selector: &Selector) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for text in &selector.nodes {
+        names.extend(hostlist::expand(text).map_err(Failure::usage)?);
+    }
+    Ok(names)
+}
+
+fn is_selected(node: &Shown, names: &[String], selector: &Selector) -> bool {
+    (names.is_empty() || names.contains(&node.name) || names.contains(&node.node.to_string()))
+        && selector.label.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+        && selector.pool.as_ref().is_none_or(|pool| *pool == node.pool)
+}
+
+/// The nodes that a command touches: every named one must exist.
+async fn targets(client: &Client, selector: &Selector) -> Result<Vec<Shown>> {
+    let names = names(selector)?;
+    if names.is_empty() && selector.label.is_empty() && selector.pool.is_none() {
+        return Err(Failure::usage("name the nodes: web-01, web-[01-03], --label KEY=VALUE or --pool POOL"));
+    }
+    let nodes = all_nodes(client).await?;
+    if let Some(missing) =
+        names.iter().find(|name| !nodes.iter().any(|n| n.name == **name || n.node.to_string() == **name))
+    {
+        return Err(Failure::new(
+            Exit::NotFound,
+            format!("there is no node {}; `muster node list` shows those that are known", escape::text(missing)),
+        ));
+    }
+    let found: Vec<Shown> = nodes.into_iter().filter(|node| is_selected(node, &names, selector)).collect();
+    if found.is_empty() {
+        return Err(Failure::new(Exit::NotFound, "no node is selected by these labels and this pool"));
+    }
+    Ok(found)
+}
+
+/// Exactly the nodes that were shown, not those that the labels would name a moment later.
+fn exactly(nodes: &[Shown]) -> Option<NodeSelector> {
+    Some(NodeSelector { nodes: nodes.iter().map(|node| node.name.clone()).collect(), ..NodeSelector::default() })
+}
+
+fn node_list() -> List {
+    List::new(
+        "NodeList",
+        &["NODE", "POOL", "STATE", "CPU", "MEM", "TASKS", "AGE", "+AGENT", "+FENCES", "+LABELS", "REASON"],
+    )
+}
+
+fn push_node(list: &mut List, node: &Shown, context: &Context) {
+    let (have, taken) = (node.capacity.unwrap_or_default(), node.allocated.unwrap_or_default());
+    let mut why = node.reason.clone();
+    if !why.is_empty() && !node.actor.is_empty() {
+        let since = node.duty_since_ms.map(|ms| format!(", {}", context.output.time(ms))).unwrap_or_default();
+        why.push_str(&format!(" ({}{since})", node.actor));
+    }
+    let labels: std::collections::BTreeMap<_, _> = node.labels.iter().collect();
+    let queued = if node.queued > 0 { format!("+{}", node.queued) } else { String::new() };
+    list.push(
+        vec![
+            (&node.name).into(),
+            (&node.pool).into(),
+            context.output.state(&node.state),
+            format!("{}/{}", Cores(taken.cpu_milli), Cores(have.cpu_milli)).into(),
+            format!("{}/{}", Bytes(taken.memory_bytes), Bytes(have.memory_bytes)).into(),
+            format!("{}{queued}", node.running).into(),
+            if node.joined_ms == 0 {
+                "-".into()
+            } else {
+                span(context.output.now_ms.saturating_sub(node.joined_ms)).into()
+            },
+            (&node.agent_version).into(),
+            node.fences.join(",").into(),
+            labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",").into(),
+            why.into(),
+        ],
+        show::node(node),
+    );
+}
+
+async fn list(context: &Context, selector: &Selector) -> Result<ExitCode> {
+    let client = context.connect().await?;
+    let names = names(selector)?;
+    let mut list = node_list();
+    let nodes = all_nodes(&client).await?;
+    for node in nodes.iter().filter(|node| is_selected(node, &names, selector)) {
+        push_node(&mut list, node, context);
+    }
+    context.output.list(&list)?;
+    Ok(Exit::Ok.into())
+}
+
+async fn inspect(context: &Context, name: &str) -> Result<ExitCode> {
+    let client = context.connect().await?;
+    let request = InspectNodeRequest { node: name.to_owned() };
+    let detail = client.nodes().inspect(client.ask(request)).await?.into_inner();
+    let node = detail.node.unwrap_or_default();
+    let mut value = show::node(&node);
+    value["attempts"] = detail.attempts.iter().map(show::attempt).collect();
+    value["events"] = detail.events.iter().map(show::event).collect();
+    let mut text = inspect_text(context, &node);
+    for attempt in &detail.attempts {
+        text.push_str(&format!("{}\n", running_line(context, attempt)));
+    }
+    for event in &detail.events {
+        text.push_str(&format!("{}\n", show::event_line(event, &context.output)));
+    }
+    context.output.one("Node", &value, &text, &node.name)?;
+    Ok(Exit::Ok.into())
+}
+
+fn inspect_text(context: &Context, node: &Shown) -> String {
+    let (have, taken) = (node.capacity.unwrap_or_default(), node.allocated.unwrap_or_default());
+    let mut text = format!(
+        "node      {} (n{}) in pool {}\nstate     {}: {}, {}, hold {}\ncapacity  {} CPU ({} taken), {} memory ({} taken), \
+         {} disk\ntasks     {} running, {} waiting on it, {} ever\njoined    {}, incarnation {}\nagent     {}, {}\nfences    {}\n",
+        escape::text(&node.name),
+        node.node,
+        escape::text(&node.pool),
+        escape::text(&node.state),
+        escape::text(&node.liveness),
+        escape::text(&node.duty),
+        escape::text(&node.hold),
+        Cores(have.cpu_milli),
+        Cores(taken.cpu_milli),
+        Bytes(have.memory_bytes),
+        Bytes(taken.memory_bytes),
+        Bytes(have.disk_bytes),
+        node.running,
+        node.queued,
+        node.attempts_total,
+        context.output.time(node.joined_ms),
+        node.incarnation,
+        escape::text(&node.agent_version),
+        escape::text(&node.kernel),
+        escape::text(&node.fences.join(" ")),
+    );
+    if !node.reason.is_empty() {
+        text.push_str(&format!("reason    {} ({})\n", escape::text(&node.reason), escape::text(&node.actor)));
+    }
+    if let Some(drain) = &node.drain {
+        let deadline =
+            drain.deadline_ms.map_or_else(|| String::from("no deadline"), |ms| format!("deadline {}", until(ms)));
+        let proved =
+            drain.proved_ms.map(|ms| format!(", proved empty {}", context.output.time(ms))).unwrap_or_default();
+        text.push_str(&format!(
+            "drain     {}, then {}, by {}: {}{proved}\n",
+            deadline,
+            escape::text(&drain.then),
+            escape::text(&drain.actor),
+            escape::text(&drain.reason)
+        ));
+    }
+    text
+}
+
+fn running_line(context: &Context, attempt: &Attempt) -> String {
+    let id = attempt.attempt.unwrap_or_default();
+    format!(
+        "task      {}.{}.{} {} {}: {}",
+        JobId(id.job),
+        id.task,
+        id.number,
+        escape::text(&attempt.state),
+        context.output.time(attempt.started_ms.unwrap_or(attempt.placed_ms)),
+        escape::text(&attempt.placement_reason),
+    )
+}
+
+/// How long until then.
+fn until(ms: u64) -> String {
+    let now = now_ms();
+    if ms > now { format!("in {}", span(ms - now)) } else { String::from("now") }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Verb {
+    Cordon,
+    Uncordon,
+    Resume,
+}
+
+async fn change(context: &Context, selector: &Selector, reason: &str, verb: Verb) -> Result<ExitCode> {
+    let client = context.connect().await?;
+    let nodes = targets(&client, selector).await?;
+    let word = match verb {
+        Verb::Cordon => "cordons",
+        Verb::Uncordon => "uncordons",
+        Verb::Resume => "resumes",
+    };
+    if nodes.len() > 1 {
+        let running: u32 = nodes.iter().map(|node| node.running).sum();
+        context.confirm(&format!("This {word} {} nodes with {running} running tasks", nodes.len()))?;
+    }
+    let request = client.ask(CordonRequest { selector: exactly(&nodes), reason: reason.to_owned() });
+    let done = match verb {
+        Verb::Cordon => client.nodes().cordon(request).await,
+        Verb::Uncordon => client.nodes().uncordon(request).await,
+        Verb::Resume => client.nodes().resume(request).await,
+    }?
+    .into_inner();
+    show_changed(context, &done.nodes, &done.refused)
+}
+
+fn show_changed(context: &Context, nodes: &[Shown], refused: &[String]) -> Result<ExitCode> {
+    let mut list = node_list();
+    for node in nodes {
+        push_node(&mut list, node, context);
+    }
+    context.output.list(&list)?;
+    partial(nodes.len(), refused, &context.output)
+}
+
+async fn remove(context: &Context, selector: &Selector, force: bool, reason: &str) -> Result<ExitCode> {
+    let client = context.connect().await?;
+    let nodes = targets(&client, selector).await?;
+    if nodes.len() > 1 || force {
+        let running: u32 = nodes.iter().map(|node| node.running).sum();
+        let lost = if force { format!("; {running} running tasks end as node_lost") } else { String::new() };
+        context.confirm(&format!("This removes {} nodes and revokes their certificates{lost}", nodes.len()))?;
+    }
+    let (mut removed, mut refused) = (Vec::new(), Vec::new());
+    let mut first_failure = None;
+    for node in &nodes {
+        let request = RemoveNodeRequest { node: node.name.clone(), force, reason: reason.to_owned() };
+        match client.nodes().remove(client.ask(request)).await {
+            Ok(done) => {
+                let done = done.into_inner();
+                refused.extend(done.refused);
+                removed.push(node.clone());
+            }
+            Err(status) if nodes.len() == 1 => return Err(status.into()),
+            Err(status) => {
+                refused.push(status.message().to_owned());
+                first_failure.get_or_insert(Failure::from(status));
+            }
+        }
+    }
+    match first_failure {
+        Some(failure) if removed.is_empty() => Err(failure),
+        Some(_) | None => {
+            let done = removed.len().saturating_sub(refused.len());
+            context.output.say(&format!("{done} removed"));
+            partial(done, &refused, &context.output)
+        }
+    }
+}
+
+async fn drain(context: &Context, request: Drain) -> Result<ExitCode> {
+    let client = context.connect().await?;
+    let nodes = targets(&client, &request.selector).await?;
+    if request.reason.trim().is_empty() {
+        return Err(Failure::usage("a drain needs a reason that others can read: --reason TEXT"));
+    }
+    let deadline_ms = match (request.no_deadline, request.deadline) {
+        (true, _) => None,
+        (false, Some(span)) => Some(now_ms().saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX / 2))),
+        (false, None) => Some(now_ms() + limits::DRAIN_DEADLINE.0),
+    };
+    let mut ask = DrainRequest {
+        selector: exactly(&nodes),
+        reason: request.reason.clone(),
+        deadline_ms,
+        then: String::from(match request.then {
+            Then::Nothing => "nothing",
+            Then::Stop => "stop",
+            Then::Poweroff => "poweroff",
+            Then::Delete => "delete",
+        }),
+        dry_run: true,
+    };
+    if request.dry_run || (nodes.len() > 1 && !context.global.yes) {
+        let plan = client.nodes().drain(client.ask(ask.clone())).await?.into_inner();
+        if request.dry_run {
+            return show_plan(context, &nodes, &plan);
+        }
+        context.confirm(&effect(&nodes, &plan))?;
+    }
+    ask.dry_run = false;
+    let done = client.nodes().drain(client.ask(ask)).await?.into_inner();
+    let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
+    if request.wait {
+        return wait_drained(context, &client, &names, &done).await;
+    }
+    show_drains(context, &done.nodes, &done.blockers)?;
+    context.output.say(&format!("The drain goes on; `muster node resume {}` undoes it.", names.join(",")));
+    partial(done.nodes.len(), &done.refused, &context.output)
+}
+
+fn effect(nodes: &[Shown], plan: &DrainResponse) -> String {
+    let requeued = plan.blockers.iter().filter(|blocker| blocker.on_drain() == OnDrain::Requeue).count();
+    let lost: u64 = plan
+        .blockers
+        .iter()
+        .filter(|blocker| blocker.on_drain() == OnDrain::Requeue)
+        .map(|blocker| blocker.running_ms)
+        .sum();
+    format!(
+        "This drains {} nodes with {} running tasks; {requeued} of them begin again elsewhere ({} of work lost)",
+        nodes.len(),
+        plan.blockers.len(),
+        span(lost)
+    )
+}
+
+fn show_plan(context: &Context, nodes: &[Shown], plan: &DrainResponse) -> Result<ExitCode> {
+    show_drains(context, nodes, &plan.blockers)?;
+    for sentence in &plan.refused {
+        context.output.say(&format!("muster: {}", escape::text(sentence)));
+    }
+    let pending = nodes.iter().any(|node| !matches!(node.duty.as_str(), "draining" | "drained" | "stopping"));
+    Ok(if pending { Exit::Pending } else { Exit::Ok }.into())
+}
+
+fn show_drains(context: &Context, nodes: &[Shown], blockers: &[Blocker]) -> Result<()> {
+    let mut list = List::new("DrainList", &["NODE", "STATE", "RUNNING", "OLDEST", "WILL END BY", "NOTE"]);
+    for node in nodes {
+        let own: Vec<&Blocker> = blockers.iter().filter(|blocker| blocker.node == node.node).collect();
+        let oldest = own.iter().max_by_key(|blocker| blocker.running_ms);
+        let deadline = node.drain.as_ref().and_then(|drain| drain.deadline_ms);
+        let last_end = own
+            .iter()
+            .map(|blocker| blocker.ends_by_ms.or(deadline))
+            .try_fold(0, |last: u64, end| end.map(|end| last.max(end)));
+        let note = oldest.map(|blocker| {
+            let id = blocker.attempt.unwrap_or_default();
+            let how = if blocker.on_drain() == OnDrain::Requeue { "will be requeued" } else { "may finish" };
+            format!("task {}.{} {how}", JobId(id.job), id.task)
+        });
+        list.push(
+            vec![
+                (&node.name).into(),
+                context.output.state(&node.state),
+                own.len().to_string().into(),
+                oldest.map_or_else(|| String::from("-"), |blocker| span(blocker.running_ms)).into(),
+                match (own.is_empty(), last_end) {
+                    (true, _) => "-".into(),
+                    (false, Some(ms)) => context_until(context, ms).into(),
+                    (false, None) => "no limit".into(),
+                },
+                note.unwrap_or_default().into(),
+            ],
+            drain_value(node, &own),
+        );
+    }
+    context.output.list(&list)
+}
+
+fn context_until(context: &Context, ms: u64) -> String {
+    if context.output.terminal { until(ms) } else { crate::output::rfc3339(ms) }
+}
+
+fn drain_value(node: &Shown, blockers: &[&Blocker]) -> Value {
+    let blockers: Vec<Value> = blockers
+        .iter()
+        .map(|blocker| {
+            let id = blocker.attempt.unwrap_or_default();
+            json!({
+                "attempt": format!("{}.{}.{}", JobId(id.job), id.task, id.number), "running_ms": blocker.running_ms,
+                "ends_by": time_value(blocker.ends_by_ms),
+                "on_drain": blocker.on_drain().as_str_name().trim_start_matches("ON_DRAIN_").to_lowercase(),
+            })
+        })
+        .collect();
+    let mut value = show::node(node);
+    value["blockers"] = json!(blockers);
+    value
+}
+
+fn is_drained(node: &Shown) -> bool {
+    node.drain.as_ref().is_some_and(|drain| drain.proved_ms.is_some())
+        || matches!(node.duty.as_str(), "drained" | "stopping")
+        || node.liveness == "gone"
+}
+
+async fn wait_drained(context: &Context, client: &Client, names: &[String], done: &DrainResponse) -> Result<ExitCode> {
+    let refused = done.refused.clone();
+    let waited: Vec<String> = done.nodes.iter().map(|node| node.name.clone()).collect();
+    let way_back =
+        format!("`muster node list {}` shows it; `muster node resume {}` undoes it.", names.join(","), names.join(","));
+    let all = async {
+        // Every change of a node is an event: look at the nodes once, then after each.
+        let request = EventsRequest { follow: true, limit: 1, ..EventsRequest::default() };
+        let mut events = client.fleet().events(request).await?.into_inner();
+        let mut left_before = usize::MAX;
+        loop {
+            let nodes = all_nodes(client).await?;
+            let of_drain = |name: &String| nodes.iter().rev().find(|node| node.name == *name);
+            let resumed = waited
+                .iter()
+                .find(|name| of_drain(name).is_some_and(|node| node.drain.is_none() && node.liveness == "live"));
+            if let Some(name) = resumed {
+                let sentence = format!("node {} was resumed; its drain is off", escape::text(name));
+                return Err(Failure::new(Exit::Conflict, sentence));
+            }
+            let left: Vec<&String> =
+                waited.iter().filter(|name| of_drain(name).is_some_and(|node| !is_drained(node))).collect();
+            if left.is_empty() {
+                return Ok(nodes.into_iter().filter(|node| waited.contains(&node.name)).collect::<Vec<_>>());
+            }
+            if left.len() != left_before {
+                left_before = left.len();
+                context.output.say(&format!("{} of {} nodes are drained", waited.len() - left.len(), waited.len()));
+            }
+            if events.message().await?.is_none() {
+                events = client
+                    .fleet()
+                    .events(EventsRequest { follow: true, limit: 1, ..EventsRequest::default() })
+                    .await?
+                    .into_inner();
+            }
+        }
+    };
+    let nodes = context.wait("the drain", &way_back, all).await?;
+    show_drains(context, &nodes, &[])?;
+    partial(waited.len(), &refused, &context.output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_labels_and_pool_must_all_hold() {
+        let node = Shown {
+            name: "web-01".into(),
+            node: 7,
+            pool: "batch".into(),
+            labels: [("zone".to_owned(), "north".to_owned())].into(),
+            ..Shown::default()
+        };
+        let selector = |names: &[&str], label: Option<(&str, &str)>, pool: Option<&str>| Selector {
+            nodes: names.iter().map(|name| (*name).to_owned()).collect(),
+            label: label.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect(),
+            pool: pool.map(str::to_owned),
+        };
+        for (chosen, expected) in [
+            (selector(&["web-[01-03]"], None, None), true),
+            (selector(&["7"], None, None), true),
+            (selector(&["web-02"], None, None), false),
+            (selector(&[], Some(("zone", "north")), Some("batch")), true),
+            (selector(&[], Some(("zone", "south")), None), false),
+            (selector(&["web-01"], None, Some("other")), false),
+        ] {
+            let names = names(&chosen).unwrap();
+            assert_eq!(is_selected(&node, &names, &chosen), expected, "{chosen:?}");
+        }
+    }
+}
