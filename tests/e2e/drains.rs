@@ -19,7 +19,7 @@ async fn resume(fleet: &Fleet, name: &str) {
 #[tokio::test]
 async fn at_the_deadline_what_is_left_ends_as_drained_and_runs_elsewhere() {
     let mut fleet = Fleet::with_node().await;
-    let script = "[ \"$MUSTER_ATTEMPT\" = 1 ] || exit 0; trap 'exit 9' TERM; sleep 30 & wait";
+    let script = "[ \"${MUSTER_EPOCH#*.}\" = 1 ] || exit 0; trap 'exit 9' TERM; sleep 30 & wait";
     let job = fleet.client.submit(fleet.script(script)).await;
     fleet.client.running(job, 1).await;
 
@@ -90,7 +90,7 @@ async fn a_drain_survives_a_kill_of_both_sides() {
 #[tokio::test]
 async fn a_job_that_is_requeued_on_drain_does_not_wait_for_the_deadline() {
     let mut fleet = Fleet::with_node().await;
-    let script = "[ \"$MUSTER_ATTEMPT\" = 1 ] || exit 0; sleep 600";
+    let script = "[ \"${MUSTER_EPOCH#*.}\" = 1 ] || exit 0; sleep 600";
     let job = fleet.client.submit(requeue(fleet.script(script))).await;
     fleet.client.running(job, 1).await;
     fleet.add_node("n2", &NodeOptions::default()).await;

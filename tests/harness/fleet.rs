@@ -35,7 +35,7 @@ const STRICT: [&str; 17] = [
     "kill.cgroup",
 ];
 /// Each node as root gets this many uids for its jobs; nodes of tests at the same time must not share any.
-const UIDS_PER_NODE: u32 = 64;
+const UIDS_PER_NODE: u32 = 512;
 
 /// What a node declares.
 #[derive(Clone, Debug)]
@@ -279,9 +279,9 @@ pub fn selector(name: &str) -> v1::NodeSelector {
 fn uid_range() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let node = NEXT.fetch_add(1, Ordering::Relaxed);
-    // Tests run in processes of their own: a slot for each by pid, with room for 16 nodes.
+    // Tests run in processes of their own: a slot for each by pid, with room for 8 nodes.
     let slot = std::process::id() % 4_096;
-    let first = 1_000_000 + (slot * 16 + node % 16) * UIDS_PER_NODE;
+    let first = 1_000_000 + (slot * 8 + node % 8) * UIDS_PER_NODE;
     format!("{first}-{}", first + UIDS_PER_NODE - 1)
 }
 
