@@ -1,7 +1,10 @@
 //! The named fences: which a profile asks for, which this host can raise.
 //! Probed once, by really trying, so that no start finds out (FL-13).
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use super::{
     cgroup, mounts,
@@ -157,22 +160,47 @@ fn profile(start: &Start) -> Vec<&'static str> {
     names
 }
 
-/// A throw-away child in these namespaces.
+/// A throw-away child in these namespaces, in a new user namespace with our own uid mapped.
 fn try_child(flags: i32, work: impl FnOnce() -> i32) -> Result<(), String> {
+    let told = |error: std::io::Error| error.to_string();
+    let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map(|(read, write)| (write, read)).map_err(|errno| errno.desc().to_owned())?;
     // SAFETY: the spawner has one thread; the child leaves by exit_now.
     match unsafe { sys::clone_process(flags, None) } {
-        Ok(Cloned::Child) => sys::exit_now(work()),
-        Ok(Cloned::Parent { pidfd, .. }) => loop {
-            use std::os::fd::AsFd as _;
-            let mut polls = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
-            let _interrupted = nix::poll::poll(&mut polls, nix::poll::PollTimeout::NONE);
-            match sys::wait_pidfd(pidfd.as_fd(), true) {
-                Ok(Some(reaped)) if reaped.raw_status == 0 => return Ok(()),
-                Ok(Some(_)) => return Err("the kernel or this container forbids a step of it".into()),
-                Ok(None) => {}
-                Err(errno) => return Err(errno.desc().into()),
-            }
-        },
+        Ok(Cloned::Child) => {
+            drop(ours);
+            // Until our parent has mapped our uid, files that we make would belong to nobody.
+            let _closed = nix::unistd::read(&theirs, &mut [0]);
+            sys::exit_now(work())
+        }
+        Ok(Cloned::Parent { pid, pidfd }) => {
+            let mapped = if flags & libc::CLONE_NEWUSER == 0 { Ok(()) } else { map_own_uid(pid).map_err(told) };
+            drop(ours);
+            wait_for(&pidfd).and(mapped)
+        }
         Err(errno) => Err(format!("clone3: {}", errno.desc())),
     }
+}
+
+fn wait_for(pidfd: &OwnedFd) -> Result<(), String> {
+    loop {
+        let mut polls = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+        let _interrupted = nix::poll::poll(&mut polls, nix::poll::PollTimeout::NONE);
+        match sys::wait_pidfd(pidfd.as_fd(), true) {
+            Ok(Some(reaped)) if reaped.raw_status == 0 => return Ok(()),
+            Ok(Some(_)) => return Err("the kernel or this container forbids a step of it".into()),
+            Ok(None) => {}
+            Err(errno) => return Err(errno.desc().into()),
+        }
+    }
+}
+
+/// Our uid as itself, and no other: the child is ours and unreaped, so its number is its own.
+///
+/// # Errors
+/// The kernel does not let us.
+pub fn map_own_uid(pid: i32) -> std::io::Result<()> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    std::fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+    std::fs::write(format!("/proc/{pid}/uid_map"), format!("{uid} {uid} 1"))?;
+    std::fs::write(format!("/proc/{pid}/gid_map"), format!("{gid} {gid} 1"))
 }

@@ -529,7 +529,7 @@ impl Keeper {
             };
         drop(plan);
         if self.rootless && fences.contains(&"ns.pid") {
-            map_own_uid(pid)?;
+            crate::sandbox::fences::map_own_uid(pid)?;
         }
         nix::unistd::write(&control, b"G")?;
         set_nonblocking(&control)?;
@@ -592,29 +592,34 @@ impl Keeper {
 
     // --- Living and ending.
 
-    /// Something happened to this attempt: read what its init told, reap it, see whether all is gone.
+    /// Something happened to this attempt: reap its init, read what it told, see whether all is gone.
     fn look_at(&mut self, key: AttemptKey) {
+        self.reap_init(key);
+        // After the reaping: what an init that has ended told before is all there by then.
         self.hear_init(key);
+        let Some(attempt) = self.attempts.get(&key) else { return };
+        let Stage::Live(live) = &attempt.stage else { return };
+        let Some(reaped) = live.reaped else { return };
+        if live.group.as_ref().is_none_or(cgroup::Group::is_empty) {
+            let ended = attempt.conclude(live, reaped);
+            self.close(key, ended);
+        }
+    }
+
+    fn reap_init(&mut self, key: AttemptKey) {
         let Some(attempt) = self.attempts.get_mut(&key) else { return };
         let Stage::Live(live) = &mut attempt.stage else { return };
-        if live.reaped.is_none() {
-            match sys::wait_pidfd(live.pidfd.as_fd(), true) {
-                Ok(Some(reaped)) => {
-                    live.reaped = Some(reaped);
-                    if let Some(group) = &live.group {
-                        let _already_empty = group.kill();
-                    }
-                }
-                Ok(None) | Err(_) => return,
-            }
-        }
-        let Some(reaped) = live.reaped else { return };
-        if live.group.as_ref().is_some_and(|group| !group.is_empty()) {
+        if live.reaped.is_some() {
             return;
         }
-        let Stage::Live(live) = &attempt.stage else { return };
-        let ended = attempt.conclude(live, reaped);
-        self.close(key, ended);
+        if let Ok(Some(reaped)) = sys::wait_pidfd(live.pidfd.as_fd(), true) {
+            live.reaped = Some(reaped);
+            // A dead process stays readable for ever.
+            let _not_watched = self.epoll.delete(live.pidfd.as_fd());
+            if let Some(group) = &live.group {
+                let _already_empty = group.kill();
+            }
+        }
     }
 
     fn close(&mut self, key: AttemptKey, ended: Ended) {
@@ -810,14 +815,6 @@ fn make_work_folder(folder: &Path, identity: Option<u32>) -> io::Result<()> {
         std::os::unix::fs::chown(folder, Some(uid), Some(uid))?;
     }
     Ok(())
-}
-
-/// Our uid as itself, and no other: the child is ours and unreaped, so its number is its own.
-fn map_own_uid(pid: i32) -> io::Result<()> {
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
-    fs::write(format!("/proc/{pid}/uid_map"), format!("{uid} {uid} 1"))?;
-    fs::write(format!("/proc/{pid}/gid_map"), format!("{gid} {gid} 1"))
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {

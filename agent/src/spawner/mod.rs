@@ -96,6 +96,7 @@ fn run(options: &Options) -> Result<(), Error> {
             .ok_or(Error::Uids)?;
         policy = policy.with_uids(first, last)?;
     }
+    raise_descriptor_limit();
     fs::create_dir_all(options.state.join("root")).map_err(io("make", &options.state))?;
     let cgroups = cgroup::Root::find(&options.node_id).map_err(io("use the cgroup of", &options.state))?;
     let root = std::ffi::CString::new(options.state.join("root").into_os_string().into_encoded_bytes())
@@ -120,6 +121,14 @@ fn run(options: &Options) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Each held attempt keeps some descriptors.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _kept_as_it_is = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 fn listen(path: &Path, agent_uid: Option<u32>) -> io::Result<OwnedFd> {

@@ -51,7 +51,7 @@ pub fn start(program: &str, args: &[OsString], env: &[(&str, &str)], log: &Path,
 pub fn terminate(child: &Child) {
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
         // One that has just ended needs no signal.
-        drop(kill(Pid::from_raw(pid), Signal::SIGTERM));
+        let _already_gone = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
 }
 

@@ -131,7 +131,7 @@ impl Coordinator {
 
     /// SIGTERM, and waits for its end.
     pub async fn end(self) {
-        drop(self.stop.send(true));
+        let _already_ended = self.stop.send(true);
         // The keeper does not panic, and its end is all that is asked.
         drop(self.keeper.await);
     }

@@ -215,7 +215,7 @@ fn write_policies(run: &Path, policies: Vec<PoolPolicy>) -> io::Result<Vec<(Path
 }
 
 async fn end_children(context: &HostContext, say_ending: &watch::Sender<bool>, hosts: &Hosts, mut janitor: Child) {
-    drop(say_ending.send(true));
+    let _nobody_left = say_ending.send(true);
     context.pipes.lock().expect("nobody panics with this lock").tell_end();
     let ended = async {
         while !hosts.is_empty() {
