@@ -15,11 +15,7 @@ use muster_core::{
     limits,
 };
 use muster_proto::v1;
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    sync::Notify,
-    task::AbortHandle,
-};
+use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
     collect::{Found, Stored},
@@ -272,8 +268,7 @@ async fn watch(attempt: AttemptId, output: Rc<RefCell<Output>>, dirty: Rc<Dirty>
 
 async fn watch_stream(attempt: AttemptId, which: Which, output: &RefCell<Output>, dirty: &Dirty) {
     let Some(pipe) = output.borrow().pipe(which) else { return };
-    // SAFETY: the shared pipe is owned by the value that is registered, and never replaced in it.
-    let watched = match unsafe { AsyncFd::register_with_interest(WatchedPipe(pipe), Interest::READABLE) } {
+    let watched = match WatchedPipe::watch(pipe) {
         Ok(watched) => watched,
         Err(error) => {
             // Its bytes are taken at its end; until then it may have to wait.

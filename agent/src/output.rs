@@ -9,7 +9,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
         unix::fs::{FileExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
@@ -21,6 +21,7 @@ use nix::{
     errno::Errno,
     fcntl::{SpliceFFlags, splice},
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Both streams of one attempt.
 #[derive(Debug)]
@@ -300,17 +301,22 @@ impl Which {
 
 /// A pipe that the reactor can watch while others hold it too.
 #[derive(Debug)]
-pub struct WatchedPipe(pub Rc<OwnedFd>);
+pub struct WatchedPipe(Rc<OwnedFd>);
+
+impl WatchedPipe {
+    /// Has the reactor watch for bytes and for the end.
+    ///
+    /// # Errors
+    /// The kernel cannot watch it.
+    pub fn watch(pipe: Rc<OwnedFd>) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the descriptor stays open and the same while the shared owner inside lives.
+        Ok(unsafe { AsyncFd::register_with_interest(Self(pipe), Interest::READABLE) }?)
+    }
+}
 
 impl AsRawFd for WatchedPipe {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
-    }
-}
-
-impl AsFd for WatchedPipe {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 

@@ -8,10 +8,8 @@ use std::{
     rc::Rc,
 };
 
-use nix::fcntl::{FcntlArg, fcntl};
-use tokio::io::{Interest, unix::AsyncFd};
-
 use crate::output::WatchedPipe;
+use nix::fcntl::{FcntlArg, fcntl};
 
 /// The pipe of a parent, if there is one.
 #[derive(Debug)]
@@ -38,8 +36,7 @@ impl Parent {
     /// Returns when the parent has ended; never if there is none.
     pub async fn ended(&self) {
         let Some(pipe) = &self.0 else { return std::future::pending().await };
-        // SAFETY: the shared pipe is owned by the value that is registered, and never replaced in it.
-        let registered = unsafe { AsyncFd::register_with_interest(WatchedPipe(Rc::clone(pipe)), Interest::READABLE) };
+        let registered = WatchedPipe::watch(Rc::clone(pipe));
         let Ok(watched) = registered else {
             return std::future::pending().await;
         };

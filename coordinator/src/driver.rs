@@ -365,6 +365,7 @@ impl Driver {
             nodes: touched.nodes.iter().map(|id| (*id, fleet.node(*id))).collect(),
             pools: touched.pools.iter().filter_map(|name| Some((name, fleet.pool(name)?))).collect(),
             attempts: touched.attempts.iter().map(|(id, record)| (*id, record)).collect(),
+            withdrawn: touched.withdrawn.iter().copied().collect(),
             history: &touched.history,
             evidence: &touched.evidence,
         };

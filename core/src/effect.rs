@@ -228,6 +228,8 @@ pub struct Touched {
     pub pools: BTreeSet<PoolName>,
     /// Attempts, live or ended.
     pub attempts: BTreeMap<AttemptId, AttemptRecord>,
+    /// Attempts that provably never started and were taken back: their rows go. The job remembers their numbers.
+    pub withdrawn: BTreeSet<AttemptId>,
     /// Counters and leadership: [`Fleet::meta`](crate::fleet::Fleet::meta).
     pub meta: bool,
     /// History in order.

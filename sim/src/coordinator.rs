@@ -115,6 +115,9 @@ impl Rows {
                 self.pools.insert(name.clone(), pool.clone());
             }
         }
+        for id in &touched.withdrawn {
+            self.attempts.remove(id);
+        }
         for (id, attempt) in &touched.attempts {
             if attempt.ended.is_some() {
                 self.attempts.remove(id);

@@ -6,4 +6,5 @@ mod demo;
 mod drains;
 mod jobs;
 mod restarts;
+mod spawner;
 mod usage;

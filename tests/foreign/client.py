@@ -66,7 +66,7 @@ class Fleet:
                 self._add(files, dependency)
             self.pool.AddSerializedFile(file.SerializeToString())
 
-    def message(self, name, **fields):
+    def message(self, name, /, **fields):
         return message_factory.GetMessageClass(self.pool.FindMessageTypeByName(f"muster.v1.{name}"))(**fields)
 
     def call(self, service, method, request, timeout=60):

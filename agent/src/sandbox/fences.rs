@@ -163,7 +163,9 @@ fn profile(start: &Start) -> Vec<&'static str> {
 /// A throw-away child in these namespaces, in a new user namespace with our own uid mapped.
 fn try_child(flags: i32, work: impl FnOnce() -> i32) -> Result<(), String> {
     let told = |error: std::io::Error| error.to_string();
-    let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map(|(read, write)| (write, read)).map_err(|errno| errno.desc().to_owned())?;
+    let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+        .map(|(read, write)| (write, read))
+        .map_err(|errno| errno.desc().to_owned())?;
     // SAFETY: the spawner has one thread; the child leaves by exit_now.
     match unsafe { sys::clone_process(flags, None) } {
         Ok(Cloned::Child) => {

@@ -6,7 +6,7 @@
 //! its step, and nothing of the job has run then.
 
 use std::{
-    ffi::{CStr, CString, c_char, c_int},
+    ffi::{CStr, CString, c_char, c_int, c_void},
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
 };
 
@@ -171,47 +171,46 @@ fn become_job(plan: &Plan<'_>) -> Result<(), Errno> {
     sys::keep_capabilities(0)
 }
 
-/// The job's process: its pid here.
+/// What the job's process needs, and where it leaves the reason if it never becomes user code.
+struct Launch<'a, 'b> {
+    plan: &'a Plan<'b>,
+    folder: BorrowedFd<'a>,
+    failure: Option<Failure>,
+}
+
+/// Of the job's process before its exec; the pages that it does not touch cost nothing.
+const LAUNCH_STACK_BYTES: usize = 256 << 10;
+
+/// The job's process: its pid here. It shares our memory until its exec, so
+/// that no page is copied for it, and we wait until then.
 fn start_job(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Result<i32, Failure> {
-    let (report, told) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(Failure::at(Step::Job))?;
-    // SAFETY: one thread; the child leaves by exec or exit_now.
-    match unsafe { sys::clone_process(0, None) }.map_err(Failure::at(Step::Job))? {
-        sys::Cloned::Child => {
-            drop(report);
-            let failure = become_user_code(plan, folder);
-            let mut buffer = [0; 32];
-            if let Ok(bytes) = postcard::to_slice(&failure, &mut buffer) {
-                let _lost_if_init_is_gone = nix::unistd::write(&told, bytes);
-            }
-            sys::exit_now(127)
-        }
-        sys::Cloned::Parent { pid, .. } => {
-            drop(told);
+    let mut launch = Launch { plan, folder, failure: None };
+    let mut stack = vec![0u8; LAUNCH_STACK_BYTES];
+    // SAFETY: one thread; the child writes only `failure`, its stack and heap that nobody else uses meanwhile.
+    let job =
+        unsafe { sys::vfork_process(&mut stack, become_user_code, &mut launch) }.map_err(Failure::at(Step::Job))?;
+    match launch.failure {
+        None => {
             // Only what is needed to signal the job is kept from here on.
             let kill: u64 = 1 << 5;
             if plan.identity.is_some() {
                 sys::keep_capabilities(kill).map_err(Failure::at(Step::Capabilities))?;
             }
-            let mut buffer = [0; 32];
-            match nix::unistd::read(&report, &mut buffer) {
-                // It closed on exec: user code runs.
-                Ok(0) => Ok(pid),
-                Ok(length) => {
-                    Err(postcard::from_bytes(&buffer[..length])
-                        .unwrap_or(Failure { step: Step::Exec, errno: libc::EIO }))
-                }
-                Err(errno) => Err(Failure::at(Step::Exec)(errno)),
-            }
+            Ok(job)
         }
+        Some(failure) => Err(failure),
     }
 }
 
-/// From a copy of the init to the job. Returns only why not.
-fn become_user_code(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Failure {
-    match enter(plan, folder) {
+/// From a copy of the init to the job. Returns only if it cannot, and leaves the reason.
+extern "C" fn become_user_code(launch: *mut c_void) -> c_int {
+    // SAFETY: it points to the `Launch` of `start_job`, which waits until we are gone.
+    let launch = unsafe { &mut *launch.cast::<Launch<'_, '_>>() };
+    match enter(launch.plan, launch.folder) {
         Ok(never) => match never {},
-        Err(failure) => failure,
+        Err(failure) => launch.failure = Some(failure),
     }
+    127
 }
 
 enum Never {}
@@ -229,7 +228,7 @@ fn enter(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Result<Never, Failure> {
         sys::place_descriptor(*fd, place).map_err(Failure::at(Step::Standard))?;
     }
     sys::change_folder(folder.as_raw_fd()).map_err(Failure::at(Step::WorkingFolder))?;
-    // All others close at the exec; the report must live until then.
+    // All others close at the exec.
     sys::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC).map_err(Failure::at(Step::Descriptors))?;
     let limit = |resource, soft, hard| sys::limit_resource(resource, soft, hard).map_err(Failure::at(Step::Limits));
     limit(libc::RLIMIT_CORE, 0, 0)?;
@@ -326,7 +325,7 @@ fn watch(control: BorrowedFd<'_>, job: i32, lease: Option<&LeaseView>) -> c_int 
         let Some(lease) = lease else { continue };
         let over_ms = (sys::boottime_us() / 1_000).saturating_sub(lease.deadline_ms());
         if over_ms > 0 && !lease_ended {
-            lease_ended = true;
+            (lease_ended, told) = (true, true);
             let _told = status::send(control, &Status::LeaseEnded { boottime_us: sys::boottime_us() }, None);
             signal_group(job, libc::SIGTERM);
         } else if lease_ended && over_ms >= TERM_MS {

@@ -735,7 +735,10 @@ impl Keeper {
             self.uids_taken.remove(&uid);
         }
         if let Some(folder) = attempt.folder_on_disk {
-            self.helpers.extend(remove_in_child(&folder));
+            // Mostly it is empty; only a tree is worth a child.
+            if fs::remove_dir(&folder).is_err() {
+                self.helpers.extend(remove_in_child(&folder));
+            }
         }
     }
 

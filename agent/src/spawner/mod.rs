@@ -4,7 +4,7 @@ mod attempt;
 mod keeper;
 mod policy;
 pub mod protocol;
-mod socket;
+pub mod socket;
 
 use std::{
     ffi::OsString,

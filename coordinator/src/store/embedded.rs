@@ -286,6 +286,11 @@ fn write_attempts(connection: &Connection, batch: &Batch<'_>) -> rusqlite::Resul
          ON CONFLICT (job, task, number)
          DO UPDATE SET ended = excluded.ended, record = excluded.record, detail = excluded.detail",
     )?;
+    let mut withdraw =
+        connection.prepare_cached("DELETE FROM attempts WHERE job = ?1 AND task = ?2 AND number = ?3")?;
+    for id in &batch.withdrawn {
+        withdraw.execute(params![signed(id.job.0), id.task, id.number.get()])?;
+    }
     for (id, record) in &batch.attempts {
         let end = record.ended.as_ref();
         put.execute(params![

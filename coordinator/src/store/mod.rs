@@ -75,6 +75,8 @@ pub struct Batch<'a> {
     pub pools: Vec<(&'a PoolName, &'a PoolRecord)>,
     /// Attempts as they are now.
     pub attempts: Vec<(AttemptId, &'a AttemptRecord)>,
+    /// Taken back before they started: their rows go.
+    pub withdrawn: Vec<AttemptId>,
     /// To be appended.
     pub history: &'a [HistoryEntry],
     /// To be appended.
@@ -91,6 +93,7 @@ impl Batch<'_> {
             && self.nodes.is_empty()
             && self.pools.is_empty()
             && self.attempts.is_empty()
+            && self.withdrawn.is_empty()
             && self.history.is_empty()
             && self.evidence.is_empty()
     }

@@ -209,18 +209,14 @@ impl Fleet {
 
     /// An attempt that provably never started: its task waits again, at no budget.
     pub(super) fn take_back(&mut self, id: AttemptId, now: Timestamp, out: &mut Output) {
-        let Some(attempt) = self.detach(id, now) else { return };
+        if self.detach(id, now).is_none() {
+            return;
+        }
         let Some(job) = self.jobs.get_mut(&id.job) else { return };
         job.give_back(id.task);
-        // Kept as a closed row, so that its number is never used again; it tells that it did not run.
-        let reason = attempt.record.stopping.map_or(StopReason::Superseded, |(_, reason)| reason);
-        let end = match reason {
-            StopReason::Cancelled => End::Cancelled,
-            StopReason::Drained | StopReason::Superseded => End::Drained,
-            StopReason::Preempted => End::Preempted,
-        };
-        let ended = Some(EndRecord { end, at: now, presumed: false, detail: Vec::new() });
-        out.touched.attempts.insert(id, AttemptRecord { ended, started: None, ..attempt.record });
+        // It is no attempt that ended: it never was one. Its number is not used again.
+        out.touched.attempts.remove(&id);
+        out.touched.withdrawn.insert(id);
         out.touched.jobs.insert(id.job);
         self.requeue(id.job);
         self.finish_if_done(id.job, now, out);

@@ -1,0 +1,463 @@
+//! The spawner by itself, with the test as its agent: what a job sees, how each
+//! end is told, what survives the agent, and what does not survive the spawner.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs::{self, File},
+    io::Read,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    time::Duration,
+};
+
+use muster_agent::spawner::{
+    protocol::{
+        AttemptKey, Collected, Ended, Event, Input, Limits, Network, PACKET_BYTES_MAX, PROTOCOL_VERSION, Phase,
+        Profile, Request, Start, Verdict,
+    },
+    socket::{self, Received},
+};
+use muster_tests::{WAIT, eventually_blocking, host, part::Part};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::Signal,
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as new_socket},
+    },
+};
+use tempfile::TempDir;
+
+/// A spawner and this test's connection to it.
+struct Spawner {
+    part: Part,
+    socket: OwnedFd,
+    missing: Vec<String>,
+    folder: TempDir,
+    next_task: u32,
+}
+
+/// One job's whole life as the agent hears it.
+#[derive(Debug)]
+struct Life {
+    end: Ended,
+    stdout: String,
+    stderr: String,
+}
+
+impl Spawner {
+    fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("muster-spawner-").tempdir().expect("a folder");
+        let path = folder.path().join("spawner.sock");
+        let node = format!("spawner-{}", folder.path().file_name().expect("a name").to_string_lossy());
+        let first = 3_000_000 + (std::process::id() % 10_000) * 64;
+        let arguments: Vec<OsString> = [
+            "spawner".into(),
+            "--socket".into(),
+            path.clone().into_os_string(),
+            "--state".into(),
+            folder.path().join("state").into_os_string(),
+            "--node-id".into(),
+            node.into(),
+            "--uids".into(),
+            format!("{first}-{}", first + 63).into(),
+        ]
+        .into();
+        let part = Part::start("spawner", &folder.path().join("log"), &arguments);
+        let socket = eventually_blocking(WAIT, || dial(&path)).unwrap_or_else(|| panic!("no spawner: {}", part.log()));
+        let mut spawner = Self { part, socket, missing: Vec::new(), folder, next_task: 0 };
+        spawner.greet();
+        spawner
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("spawner.sock")
+    }
+
+    /// Says hello; returns what is held.
+    fn greet(&mut self) -> BTreeMap<AttemptKey, Phase> {
+        self.ask(&Request::Hello { version: PROTOCOL_VERSION }, &[]);
+        let mut held = BTreeMap::new();
+        loop {
+            match self.hear().0 {
+                Event::Welcome { missing, .. } => self.missing = missing.into_iter().map(|(name, _)| name).collect(),
+                Event::Held { attempt, phase, .. } => drop(held.insert(attempt, phase)),
+                Event::HeldAll => return held,
+                other => panic!("not an answer to hello: {other:?}"),
+            }
+        }
+    }
+
+    /// A new agent process in place of the old one.
+    fn reconnect(&mut self) -> BTreeMap<AttemptKey, Phase> {
+        let path = self.path();
+        self.socket = eventually_blocking(WAIT, || dial(&path)).expect("the spawner listens");
+        self.greet()
+    }
+
+    fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
+        let packet = socket::encode(request).expect("it fits");
+        socket::send(self.socket.as_fd(), &packet, descriptors).expect("the spawner reads");
+    }
+
+    fn hear(&mut self) -> (Event, Vec<OwnedFd>) {
+        let mut polls = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(WAIT).expect("a poll timeout");
+        assert!(poll(&mut polls, timeout).expect("poll") > 0, "the spawner says nothing: {}", self.part.log());
+        let mut buffer = vec![0; PACKET_BYTES_MAX];
+        match socket::receive(self.socket.as_fd(), &mut buffer).expect("a packet") {
+            Received::Message(event, descriptors) => (event, descriptors),
+            other => panic!("{other:?}: {}", self.part.log()),
+        }
+    }
+
+    /// A shell script in the strictest profile that this host can raise.
+    fn script(&mut self, script: &str) -> Start {
+        self.next_task += 1;
+        Start {
+            attempt: AttemptKey { job: 100, task: self.next_task, number: 1, term: 1 },
+            note: b"a note".to_vec(),
+            arguments: ["/bin/sh", "-c", script].map(|word| word.as_bytes().to_vec()).into(),
+            environment: vec![(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec())],
+            working_folder: Vec::new(),
+            profile: Profile::Strict,
+            without: self.missing.clone(),
+            network: Network::None,
+            limits: Limits { cpu_milli: 1_000, memory_bytes: 256 << 20, disk_bytes: 16 << 20, pids: 256 },
+            time_limit_ms: 0,
+            grace_ms: 500,
+            exclusive: false,
+            stdin: None,
+            inputs: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, start: Start) -> Life {
+        let key = start.attempt;
+        self.ask(&Request::Start(Box::new(start)), &[]);
+        self.follow(key)
+    }
+
+    fn run_script(&mut self, script: &str) -> Life {
+        let start = self.script(script);
+        self.run(start)
+    }
+
+    fn started(&mut self, key: AttemptKey) -> [File; 2] {
+        match self.hear() {
+            (Event::Started { attempt, .. }, pipes) if attempt == key => pipes_of(pipes),
+            other => panic!("it did not start: {other:?}"),
+        }
+    }
+
+    /// Hears a start and its end, and reads both pipes to their end.
+    fn follow(&mut self, key: AttemptKey) -> Life {
+        let mut pipes = None;
+        loop {
+            match self.hear() {
+                (Event::Started { attempt, .. }, descriptors) if attempt == key => pipes = Some(pipes_of(descriptors)),
+                (Event::Ended { attempt, end }, _) if attempt == key => return life(end, pipes),
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+
+    fn ended(&mut self, key: AttemptKey) -> Ended {
+        match self.hear().0 {
+            Event::Ended { attempt, end } if attempt == key => end,
+            other => panic!("not the end: {other:?}"),
+        }
+    }
+
+    /// Every process whose command line names this run's marker.
+    fn left(marker: &str) -> Vec<(u32, String)> {
+        host::processes_with(marker)
+    }
+}
+
+fn dial(path: &std::path::Path) -> Option<OwnedFd> {
+    let socket = new_socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).ok()?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path).ok()?).ok()?;
+    Some(socket)
+}
+
+fn pipes_of(descriptors: Vec<OwnedFd>) -> [File; 2] {
+    let files: Vec<File> = descriptors.into_iter().map(File::from).collect();
+    files.try_into().expect("stdout and stderr")
+}
+
+fn life(end: Ended, pipes: Option<[File; 2]>) -> Life {
+    let [mut stdout, mut stderr] = [String::new(), String::new()];
+    if let Some([mut out, mut err]) = pipes {
+        out.read_to_string(&mut stdout).expect("text");
+        err.read_to_string(&mut stderr).expect("text");
+    }
+    Life { end, stdout, stderr }
+}
+
+#[test]
+fn every_exit_code_and_signal_is_told_exactly() {
+    let mut spawner = Spawner::start();
+    for code in [0, 1, 2, 126, 127, 128, 255] {
+        assert_eq!(spawner.run_script(&format!("exit {code}")).end.verdict, Verdict::Exited(code));
+    }
+    for signal in [1, 6, 9, 11, 15] {
+        assert_eq!(spawner.run_script(&format!("kill -{signal} $$")).end.verdict, Verdict::Signaled(signal));
+    }
+}
+
+#[test]
+fn two_hundred_jobs_of_a_millisecond_lose_no_end() {
+    let mut spawner = Spawner::start();
+    for round in 0..200 {
+        let life = spawner.run_script(&format!("echo {round}; exit {}", round % 7));
+        assert_eq!((life.end.verdict, life.stdout), (Verdict::Exited(round % 7), format!("{round}\n")));
+        let attempt = AttemptKey { job: 100, task: spawner.next_task, number: 1, term: 1 };
+        spawner.ask(&Request::Forget { attempt }, &[]);
+    }
+}
+
+#[test]
+fn what_cannot_be_run_names_the_step_and_the_reason() {
+    let mut spawner = Spawner::start();
+    let mut start = spawner.script("");
+    start.arguments = vec![b"/no/such/program".to_vec()];
+    assert_eq!(spawner.run(start).end.verdict, Verdict::StartFailed { step: "exec".into(), errno: 2 });
+    let mut start = spawner.script("");
+    start.arguments = vec![b"/etc".to_vec()];
+    assert_eq!(spawner.run(start).end.verdict, Verdict::StartFailed { step: "exec".into(), errno: 13 });
+    let mut start = spawner.script("");
+    start.working_folder = b"not/there".to_vec();
+    assert_eq!(spawner.run(start).end.verdict, Verdict::StartFailed { step: "working_folder".into(), errno: 2 });
+}
+
+#[test]
+fn a_fence_that_the_host_lacks_is_refused_by_name() {
+    let mut spawner = Spawner::start();
+    let Some(lacking) =
+        spawner.missing.iter().find(|name| ["limits.cpu", "uid.own", "kill.cgroup"].contains(&name.as_str())).cloned()
+    else {
+        println!("SKIP a_fence_that_the_host_lacks_is_refused_by_name: this host lacks none");
+        return;
+    };
+    let mut start = spawner.script("true");
+    start.without.retain(|name| *name != lacking);
+    match spawner.run(start).end.verdict {
+        Verdict::Refused { fence, .. } => assert_eq!(fence, lacking),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_attempt_that_was_accepted_once_is_refused_the_second_time() {
+    let mut spawner = Spawner::start();
+    let start = spawner.script("true");
+    spawner.run(start.clone());
+    spawner.ask(&Request::Forget { attempt: start.attempt }, &[]);
+    spawner.ask(&Request::Start(Box::new(start.clone())), &[]);
+    assert!(matches!(spawner.hear().0, Event::Denied { attempt: Some(denied), .. } if denied == start.attempt));
+}
+
+#[test]
+fn a_job_sees_only_itself_without_rights_and_without_a_network() {
+    let mut spawner = Spawner::start();
+    let life = spawner.run_script(
+        "grep -E '^(CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Groups):' /proc/self/status
+         ls /proc/self/fd | wc -l
+         ls -d /proc/[0-9]* | wc -l
+         touch /usr/x /etc/x 2>/dev/null && echo WRITABLE
+         ls /sys /root /home 2>/dev/null | wc -l
+         cat /proc/net/dev | tail -n +3 | grep -v lo: | wc -l
+         umask; pwd; id -u",
+    );
+    let lines: Vec<&str> = life.stdout.lines().collect();
+    for name in ["CapPrm", "CapEff", "CapAmb"] {
+        assert!(lines.contains(&format!("{name}:\t0000000000000000").as_str()), "{life:?}");
+    }
+    assert!(lines.contains(&"NoNewPrivs:\t1"), "{life:?}");
+    assert!(!life.stdout.contains("WRITABLE"), "{life:?}");
+    assert!(lines.contains(&"0077") && lines.contains(&"/work"), "{life:?}");
+    assert_ne!(lines.last(), Some(&"0"), "never uid 0: {life:?}");
+    // 0, 1, 2 and the one with which ls reads the folder; init, sh, sh's child and the pipeline's second.
+    assert!(lines.contains(&"4"), "only three descriptors are inherited: {life:?}");
+}
+
+#[test]
+fn a_daemon_of_a_job_that_ended_is_gone_when_the_end_is_told() {
+    let mut spawner = Spawner::start();
+    let marker = format!("98{:07}", std::process::id());
+    let life = spawner.run_script(&format!("(setsid sleep {marker} & ) ; exit 0"));
+    assert_eq!(life.end.verdict, Verdict::Exited(0));
+    assert_eq!(Spawner::left(&marker), []);
+}
+
+#[test]
+fn a_job_that_ignores_sigterm_is_killed_after_its_grace() {
+    let mut spawner = Spawner::start();
+    let start = spawner.script("trap '' TERM; echo ready; while :; do sleep 1; done");
+    let key = start.attempt;
+    spawner.ask(&Request::Start(Box::new(start)), &[]);
+    let [mut out, _err] = spawner.started(key);
+    out.read_exact(&mut [0; 6]).expect("ready");
+    spawner.ask(&Request::Stop { attempt: key, grace_ms: 100 }, &[]);
+    assert_eq!(spawner.ended(key).verdict, Verdict::Stopped);
+}
+
+#[test]
+fn a_stopped_job_meets_its_time_limit_all_the_same() {
+    let mut spawner = Spawner::start();
+    let mut start = spawner.script("kill -STOP $$");
+    (start.time_limit_ms, start.grace_ms) = (200, 100);
+    assert_eq!(spawner.run(start).end.verdict, Verdict::TimedOut);
+}
+
+#[test]
+fn a_new_agent_finds_pipes_ends_and_notes_of_the_old_one() {
+    let mut spawner = Spawner::start();
+    let running = spawner.script("echo one; read line; echo $line; exit 4");
+    let (read, write) = nix::unistd::pipe().expect("a pipe");
+    let mut start = running.clone();
+    start.stdin = Some(0);
+    spawner.ask(&Request::Start(Box::new(start)), &[read.as_fd()]);
+    drop(read);
+    let [mut out, _] = spawner.started(running.attempt);
+    out.read_exact(&mut [0; 4]).expect("one");
+    drop(out);
+    let ended = spawner.script("exit 5");
+    spawner.ask(&Request::Start(Box::new(ended.clone())), &[]);
+    let held = {
+        spawner.follow(ended.attempt);
+        spawner.reconnect()
+    };
+    assert!(matches!(held.get(&running.attempt), Some(Phase::Running(_))), "{held:?}");
+    assert!(
+        matches!(held.get(&ended.attempt), Some(Phase::Ended(Ended { verdict: Verdict::Exited(5), .. }))),
+        "{held:?}"
+    );
+    spawner.ask(&Request::Attach { attempt: running.attempt }, &[]);
+    let [mut out, _] = match spawner.hear() {
+        (Event::Attached { .. }, pipes) => pipes_of(pipes),
+        other => panic!("{other:?}"),
+    };
+    nix::unistd::write(&write, b"two\n").expect("the job reads");
+    assert_eq!(spawner.ended(running.attempt).verdict, Verdict::Exited(4));
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("text");
+    assert_eq!(rest, "two\n");
+}
+
+#[test]
+fn inputs_arrive_and_only_regular_files_below_the_folder_come_back() {
+    let mut spawner = Spawner::start();
+    let content = b"first|second";
+    let pack = tempfile::tempfile().expect("a file");
+    std::os::unix::fs::FileExt::write_all_at(&pack, content, 0).expect("written");
+    let mut start = spawner.script(
+        "cat in/a > copied; ./run; ln -s /etc/passwd link; mkfifo pipe; mkdir folder; ln -s / root; printf x > folder/deep",
+    );
+    let script = b"#!/bin/sh\necho ran > ran\n";
+    std::os::unix::fs::FileExt::write_all_at(&pack, script, 100).expect("written");
+    start.inputs = vec![
+        Input { path: b"in/a".to_vec(), descriptor: 0, offset: 6, length: 6, executable: false },
+        Input { path: b"run".to_vec(), descriptor: 0, offset: 100, length: script.len() as u64, executable: true },
+    ];
+    let key = start.attempt;
+    spawner.ask(&Request::Start(Box::new(start)), &[pack.as_fd()]);
+    let life = spawner.follow(key);
+    assert_eq!((&life.end.verdict, life.stderr.as_str()), (&Verdict::Exited(0), ""), "{life:?}");
+    let names =
+        ["copied", "ran", "folder/deep", "link", "pipe", "folder", "root/etc/passwd", "../x", "/etc/passwd", "none"];
+    let paths = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+    spawner.ask(&Request::Collect { attempt: key, paths, file_bytes_max: 1 << 20 }, &[]);
+    let mut got = BTreeMap::new();
+    loop {
+        let (event, mut descriptors) = spawner.hear();
+        let Event::Outputs { files, last, .. } = event else { panic!("{event:?}") };
+        for (path, collected) in files {
+            let name = String::from_utf8(path).expect("text");
+            if let Collected::File { .. } = collected {
+                let mut text = String::new();
+                File::from(descriptors.remove(0)).read_to_string(&mut text).expect("text");
+                got.insert(name, text);
+            }
+        }
+        if last {
+            break;
+        }
+    }
+    let expected = [("copied", "second"), ("folder/deep", "x"), ("ran", "ran\n")];
+    assert_eq!(got.into_iter().collect::<Vec<_>>(), expected.map(|(name, text)| (name.to_owned(), text.to_owned())));
+}
+
+#[test]
+fn an_exclusive_job_is_dead_after_its_lease_although_agent_and_spawner_are_stopped() {
+    let mut spawner = Spawner::start();
+    let marker = format!("97{:07}", std::process::id());
+    let mut start = spawner.script(&format!("sleep {marker}"));
+    start.exclusive = true;
+    let key = start.attempt;
+    spawner.ask(&Request::RenewLease { deadline_boottime_ms: boottime_ms() + 700 }, &[]);
+    spawner.ask(&Request::Start(Box::new(start)), &[]);
+    spawner.started(key);
+    assert_ne!(Spawner::left(&marker), []);
+    spawner.part.signal(Signal::SIGSTOP);
+    let gone = eventually_blocking(WAIT, || Spawner::left(&marker).is_empty().then_some(()));
+    spawner.part.signal(Signal::SIGCONT);
+    assert!(gone.is_some(), "the job outlived its lease");
+    assert_eq!(spawner.ended(key).verdict, Verdict::LeaseEnded);
+}
+
+fn boottime_ms() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("a clock");
+    u64::try_from(now.tv_sec()).expect("after boot") * 1_000
+        + u64::try_from(now.tv_nsec()).expect("positive") / 1_000_000
+}
+
+#[test]
+fn kill_9_of_the_spawner_leaves_no_process_of_a_job() {
+    let mut spawner = Spawner::start();
+    let marker = format!("96{:07}", std::process::id());
+    let start = spawner.script(&format!("(setsid sleep {marker} &); sleep {marker}"));
+    let key = start.attempt;
+    spawner.ask(&Request::Start(Box::new(start)), &[]);
+    spawner.started(key);
+    eventually_blocking(WAIT, || (Spawner::left(&marker).len() >= 2).then_some(())).expect("both sleep");
+    spawner.part.kill9();
+    eventually_blocking(WAIT, || Spawner::left(&marker).is_empty().then_some(())).expect("nothing is left");
+}
+
+#[test]
+fn the_parents_end_leaves_neither_processes_nor_a_cgroup() {
+    let mut spawner = Spawner::start();
+    let marker = format!("95{:07}", std::process::id());
+    let start = spawner.script(&format!("trap '' TERM; sleep {marker}"));
+    let key = start.attempt;
+    spawner.ask(&Request::Start(Box::new(start)), &[]);
+    spawner.started(key);
+    spawner.part.cut_lifeline();
+    spawner.part.wait(Duration::from_secs(20));
+    assert_eq!(Spawner::left(&marker), []);
+    let name = spawner.folder.path().file_name().expect("a name").to_string_lossy().into_owned();
+    assert!(host::muster_cgroups().iter().all(|group| !group.contains(&name)));
+}
+
+#[test]
+fn garbage_and_requests_out_of_order_are_denied_and_change_nothing() {
+    let mut spawner = Spawner::start();
+    let fresh = dial(&spawner.path()).expect("the spawner listens");
+    spawner.socket = fresh;
+    spawner.ask(&Request::Poweroff, &[]);
+    assert!(matches!(spawner.hear().0, Event::Denied { .. }), "hello comes first");
+    spawner.greet();
+    socket::send(spawner.socket.as_fd(), &[0xff; 64], &[]).expect("sent");
+    assert!(matches!(spawner.hear().0, Event::Denied { .. }));
+    spawner.ask(&Request::Poweroff, &[]);
+    assert!(matches!(spawner.hear().0, Event::Denied { .. }), "power-off is off by default");
+    let mut escaping = spawner.script("true");
+    escaping.inputs = vec![Input { path: b"../x".to_vec(), descriptor: 0, offset: 0, length: 0, executable: false }];
+    let null = File::open("/dev/null").expect("a null device");
+    spawner.ask(&Request::Start(Box::new(escaping)), &[null.as_fd()]);
+    assert!(matches!(spawner.hear().0, Event::Denied { .. }));
+    assert_eq!(spawner.run_script("exit 3").end.verdict, Verdict::Exited(3));
+    assert!(fs::metadata(spawner.path()).is_ok());
+}
