@@ -38,12 +38,15 @@ use crate::{
 /// Committed changes that a follower may lag behind before it reads all again.
 const CHANGES_MAX: usize = 1_024;
 
+/// A question, asked of committed state.
+type Query = Box<dyn FnOnce(&Fleet, Timestamp) + Send>;
+
 /// What the loop is told.
 enum Input {
     Event(Event),
     Request { request: RequestId, event: Event, job: Option<AcceptedJob>, reply: oneshot::Sender<Answer> },
     Connect { node: NodeId, session: SessionId, hello: Hello, outbox: mpsc::Sender<Order> },
-    Query(Box<dyn FnOnce(&Fleet, Timestamp) + Send>),
+    Query(Query),
     Stop,
 }
 
@@ -255,8 +258,6 @@ pub fn start(parts: Setup) -> (Handle, oneshot::Receiver<Result<(), Failed>>) {
         .expect("a process that just started can have one more thread");
     (handle, end)
 }
-
-type Query = Box<dyn FnOnce(&Fleet, Timestamp) + Send>;
 
 impl Driver {
     async fn run(mut self) -> Result<(), Failed> {

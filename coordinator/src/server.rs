@@ -216,10 +216,11 @@ impl Running {
     pub async fn until(mut self, end: impl Future<Output = ()>) -> Result<(), Error> {
         tokio::select! {
             failed = &mut self.driver => return failed.unwrap_or(Err(driver::Failed::Gone)).map_err(Error::from),
-            ended = &mut self.server => match ended {
-                Ok(Err(error)) => return Err(Error::Serve(error)),
-                Ok(Ok(())) | Err(_) => {}
-            },
+            ended = &mut self.server => {
+                if let Ok(Err(error)) = ended {
+                    return Err(Error::Serve(error));
+                }
+            }
             () = end => {}
         }
         // The server takes no new calls; the driver answers those that it has.
