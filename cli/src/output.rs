@@ -330,7 +330,7 @@ mod tests {
         let mut output = plain(Format::Table);
         output.columns = vec!["kernel".into(), "node".into()];
         output.no_headers = true;
-        assert_eq!(shown(&output, &sample()), "6.1  web-01\n     a\\nb\n");
+        assert_eq!(shown(&output, &sample()), "6.1     web-01\n        a\\nb\n");
         output.columns = vec!["nope".into()];
         assert!(output.table(&mut Vec::new(), &sample()).is_err());
     }

@@ -8,6 +8,8 @@ use std::{
 
 use muster_proto::v1::TaskCounts;
 
+use crate::output::now_ms;
+
 /// The moving line is drawn at most this often.
 const DRAW_EVERY: Duration = Duration::from_millis(80);
 /// Cells of the bar.
@@ -18,7 +20,8 @@ const BAR: u64 = 24;
 pub struct Display {
     live: bool,
     quiet: bool,
-    started: Instant,
+    started_ms: u64,
+    told_tenths: u64,
     drawn: Option<Instant>,
     on_screen: bool,
     line: String,
@@ -28,12 +31,13 @@ pub struct Display {
 
 impl Display {
     /// Nothing to show yet.
-    pub fn new(quiet: bool) -> Self {
+    pub fn new(quiet: bool, started_ms: u64) -> Self {
         let live = std::io::stderr().is_terminal() && !quiet;
         Self {
             live,
             quiet,
-            started: Instant::now(),
+            started_ms,
+            told_tenths: 0,
             drawn: None,
             on_screen: false,
             line: String::new(),
@@ -44,11 +48,17 @@ impl Display {
 
     /// A line that stays.
     pub fn say(&mut self, text: &str) {
+        self.say_of(now_ms(), text);
+    }
+
+    /// A line that stays, of something that happened then.
+    pub fn say_of(&mut self, time_ms: u64, text: &str) {
         if self.quiet {
             return;
         }
         self.wipe();
-        drop(writeln!(std::io::stderr(), "{:>6.1}s  {text}", self.started.elapsed().as_secs_f64()));
+        let since = time_ms.saturating_sub(self.started_ms) as f64 / 1_000.0;
+        drop(writeln!(std::io::stderr(), "{since:>6.1}s  {text}"));
         self.draw(true);
     }
 
@@ -78,6 +88,13 @@ impl Display {
             counts.waiting,
             self.nodes,
         );
+        // Where nothing can be drawn again, a line for each tenth.
+        let tenths = done * 10 / total;
+        if !self.live && tenths > self.told_tenths {
+            self.told_tenths = tenths;
+            let line = self.line.clone();
+            self.say(&line);
+        }
         self.draw(done == total);
     }
 

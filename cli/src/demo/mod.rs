@@ -26,6 +26,7 @@ use muster_proto::v1::{
 };
 use tokio::{
     sync::{mpsc, watch},
+    task::JoinSet,
     time::sleep,
 };
 
@@ -37,7 +38,7 @@ use crate::{
     exit::{Exit, Failure, Result},
     fences,
     local::{LocalFleet, Settings, policy::Machine, up::Signals},
-    output::Format,
+    output::{Format, now_ms},
     template::{Draft, Profile},
 };
 use display::Display;
@@ -55,7 +56,7 @@ const GLANCE: Duration = Duration::from_millis(10);
 
 /// `muster demo`.
 pub async fn run(context: &Context, demo: args::Demo) -> Result<ExitCode> {
-    let started = Instant::now();
+    let (started, started_ms) = (Instant::now(), now_ms());
     let mut signals = Signals::new()?;
     let folder = checked_folder(demo.folder.as_deref())?;
     let (data, logs) = kept_folders(demo.keep.as_deref())?;
@@ -79,7 +80,7 @@ pub async fn run(context: &Context, demo: args::Demo) -> Result<ExitCode> {
         fleet = LocalFleet::start(settings) => fleet?,
     };
     source.run = fleet.folder().to_path_buf();
-    let display = Display::new(context.output.quiet);
+    let display = Display::new(context.output.quiet, started_ms);
     let acted = tokio::select! {
         biased;
         () = signals.next() => Err(interrupted()),
@@ -131,8 +132,7 @@ fn kept_folders(keep: Option<&Path>) -> Result<(Option<PathBuf>, Option<PathBuf>
 async fn act(fleet: &LocalFleet, policy: &PoolPolicy, source: Source, mut display: Display) -> Result<Summary> {
     let client = fleet.client().await?;
     display.say(&format!("a coordinator serves at {}; the first node starts", fleet.address()));
-    let (events, nodes) = follow_events(&client).await?;
-    let mut events = Told { events, nodes, seen: 0 };
+    let mut events = follow_events(&client).await?;
 
     // The files are read and sent while the first node starts.
     let (work, first) = tokio::join!(work::send(&client, source), first_live_node(&client, &events));
@@ -183,14 +183,17 @@ struct Told {
     events: mpsc::Receiver<FleetEvent>,
     nodes: watch::Receiver<u64>,
     seen: usize,
+    /// Ends with this, so that the coordinator need not wait for a reader.
+    _reader: JoinSet<()>,
 }
 
-async fn follow_events(client: &Client) -> Result<(mpsc::Receiver<FleetEvent>, watch::Receiver<u64>)> {
+async fn follow_events(client: &Client) -> Result<Told> {
     let request = EventsRequest { after: 0, follow: true, subject: String::new(), limit: 0 };
     let mut stream = client.fleet().events(request).await?.into_inner();
     let (sender, receiver) = mpsc::channel(EVENTS_AHEAD);
     let (count, counted) = watch::channel(0);
-    tokio::spawn(async move {
+    let mut reader = JoinSet::new();
+    reader.spawn(async move {
         // The end of the stream is the end of the coordinator, which others tell.
         while let Ok(Some(event)) = stream.message().await {
             let of_node = event.subject.starts_with("node/");
@@ -203,7 +206,7 @@ async fn follow_events(client: &Client) -> Result<(mpsc::Receiver<FleetEvent>, w
             }
         }
     });
-    Ok((receiver, counted))
+    Ok(Told { events: receiver, nodes: counted, seen: 0, _reader: reader })
 }
 
 async fn first_live_node(client: &Client, told: &Told) -> Result<Node> {
@@ -294,25 +297,25 @@ async fn watch_job(client: &Client, job: u64, told: &mut Told, display: &mut Dis
 /// One event for the person, if it is one that matters to them.
 fn tell(told: &mut Told, event: &FleetEvent, display: &mut Display) {
     let (subject, reason) = (escape::text(&event.subject), escape::text(&event.reason));
-    match event.kind.as_str() {
+    let line = match event.kind.as_str() {
         "connected" => {
             told.seen += 1;
-            display.nodes(told.seen);
-            display.say(&format!("{subject} has joined"));
+            format!("{subject} has joined")
         }
         "gone" => {
             told.seen = told.seen.saturating_sub(1);
-            display.nodes(told.seen);
-            display.say(&format!("{subject} is gone"));
+            format!("{subject} is gone")
         }
-        "scaled" => display.say(&format!("{subject} is scaled: {reason}")),
-        "drain_requested" => display.say(&format!("{subject} is drained: {reason}")),
-        "drain_proved" => display.say(&format!("{subject} has proved that nothing is left on it")),
+        "scaled" => format!("{subject} is scaled: {reason}"),
+        "drain_requested" => format!("{subject} is drained: {reason}"),
+        "drain_proved" => format!("{subject} has proved that nothing is left on it"),
         "host_failed" | "paused" | "lost" | "silent" | "drain_refused" | "delete_failed" => {
-            display.say(&format!("{subject}: {}: {reason}", event.kind));
+            format!("{subject}: {}: {reason}", event.kind)
         }
-        _ => {}
-    }
+        _ => return,
+    };
+    display.nodes(told.seen);
+    display.say_of(event.time_ms, &line);
 }
 
 /// Until the policy has drained all nodes and their processes have ended.

@@ -271,7 +271,7 @@ mod tests {
             event(6, "b", "drain_proved"),
             event(9, "b", "gone"),
         ];
-        let exits = [Exits { name: "b".into(), released: true, agent_ms: 7, spawner_ms: 8 }];
+        let exits = [Exits { name: "b".into(), released: true, agent_ms: 7 }];
         let (peak, drains, ever) = from_history(&events, &exits);
         assert_eq!((peak, drains.len(), ever.len()), (2, 1, 2));
         assert_eq!((drains[0].proved_ms, drains[0].exited_ms), (Some(6), Some(7)));

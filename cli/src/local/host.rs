@@ -73,10 +73,8 @@ pub struct Exits {
     pub name: String,
     /// The agent ended by itself after it was released.
     pub released: bool,
-    /// Milliseconds since the Unix epoch.
+    /// Its agent's end, in milliseconds since the Unix epoch.
     pub agent_ms: u64,
-    /// Milliseconds since the Unix epoch.
-    pub spawner_ms: u64,
 }
 
 impl HostContext {
@@ -315,7 +313,7 @@ async fn run(
     let agent_ms = now_ms();
     children::terminate(&spawner);
     drop(children::end_within(&mut spawner, SPAWNER_LEAVES).await);
-    let exits = Exits { name: new.name.clone(), released, agent_ms, spawner_ms: now_ms() };
+    let exits = Exits { name: new.name.clone(), released, agent_ms };
     context.exits.lock().expect("nobody panics with this lock").push(exits);
     failure.map_or(Ok(()), Err)
 }
