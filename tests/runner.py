@@ -119,6 +119,7 @@ FEATURES = {
     "not-root": lambda: os.geteuid() != 0,
     "cgroup2": lambda: has_cgroup2(False),
     "cgroup2-controllers": lambda: has_cgroup2(True),
+    "missing-controllers": lambda: not has_cgroup2(True),
     "user-namespaces": has_user_namespaces,
     "qemu": has_qemu,
     "pypi": has_pypi,

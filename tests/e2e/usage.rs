@@ -57,7 +57,8 @@ async fn a_job_that_touches_memory_is_told_with_its_peak() {
     fleet.add_node("n1", &NodeOptions { memory: "4G", ..NodeOptions::default() }).await;
     let touched = 256 * MIB;
     // Kept until the test has seen it, then given back by the end.
-    let script = format!("import time\nheld = bytearray(b'x') * {touched}\nprint('held', flush=True)\ntime.sleep(600)");
+    let script =
+        format!("import signal\nheld = bytearray(b'x') * {touched}\nprint('held', flush=True)\nsignal.pause()");
     let python = which("python3");
     let mut template = fleet.job([&python, "-c", &script]);
     template.body.as_mut().expect("a body").request.as_mut().expect("a request").memory_bytes = 1 << 30;

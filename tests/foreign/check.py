@@ -14,8 +14,8 @@ import client  # noqa: E402
 
 MUSTER = os.environ.get("MUSTER_BIN", str(Path(__file__).resolve().parents[2] / "target/debug/muster"))
 STRICT = (
-    "ns.pid ns.mount ns.ipc ns.uts ns.net ns.user ns.cgroup root.readonly no_new_privs caps.none uid.own "
-    "limits.cpu limits.memory limits.pids limits.io limits.disk kill.cgroup"
+    "ns.pid ns.mount ns.ipc ns.uts ns.net root.readonly no_new_privs caps.none uid.own "
+    "limits.cpu limits.memory limits.pids limits.disk kill.cgroup"
 ).split()
 
 
