@@ -34,6 +34,7 @@ struct Spawner {
     socket: OwnedFd,
     missing: Vec<String>,
     folder: TempDir,
+    arguments: Vec<OsString>,
     next_task: u32,
 }
 
@@ -65,7 +66,7 @@ impl Spawner {
         .into();
         let part = Part::start("spawner", &folder.path().join("log"), &arguments);
         let socket = eventually_blocking(WAIT, || dial(&path)).unwrap_or_else(|| panic!("no spawner: {}", part.log()));
-        let mut spawner = Self { part, socket, missing: Vec::new(), folder, next_task: 0 };
+        let mut spawner = Self { part, socket, missing: Vec::new(), folder, arguments, next_task: 0 };
         spawner.greet();
         spawner
     }
@@ -167,6 +168,11 @@ impl Spawner {
             Event::Ended { attempt, end } if attempt == key => end,
             other => panic!("not the end: {other:?}"),
         }
+    }
+
+    fn assert_no_cgroup(&self) {
+        let name = self.folder.path().file_name().expect("a name").to_string_lossy();
+        assert!(host::muster_cgroups().iter().all(|group| !group.contains(&*name)));
     }
 
     /// Every process whose command line names this run's marker.
@@ -414,7 +420,7 @@ fn boottime_ms() -> u64 {
 }
 
 #[test]
-fn kill_9_of_the_spawner_leaves_no_process_of_a_job() {
+fn kill_9_of_the_spawner_leaves_no_process_and_the_next_one_tidies_up() {
     let mut spawner = Spawner::start();
     let marker = format!("96{:07}", std::process::id());
     let start = spawner.script(&format!("(setsid sleep {marker} &); sleep {marker}"));
@@ -424,6 +430,11 @@ fn kill_9_of_the_spawner_leaves_no_process_of_a_job() {
     eventually_blocking(WAIT, || (Spawner::left(&marker).len() >= 2).then_some(())).expect("both sleep");
     spawner.part.kill9();
     eventually_blocking(WAIT, || Spawner::left(&marker).is_empty().then_some(())).expect("nothing is left");
+    spawner.part = Part::start("spawner", &spawner.folder.path().join("log"), &spawner.arguments);
+    assert_eq!(spawner.reconnect(), BTreeMap::new(), "a new spawner holds nothing");
+    spawner.part.cut_lifeline();
+    spawner.part.wait(WAIT);
+    spawner.assert_no_cgroup();
 }
 
 #[test]
@@ -437,8 +448,7 @@ fn the_parents_end_leaves_neither_processes_nor_a_cgroup() {
     spawner.part.cut_lifeline();
     spawner.part.wait(Duration::from_secs(20));
     assert_eq!(Spawner::left(&marker), []);
-    let name = spawner.folder.path().file_name().expect("a name").to_string_lossy().into_owned();
-    assert!(host::muster_cgroups().iter().all(|group| !group.contains(&name)));
+    spawner.assert_no_cgroup();
 }
 
 #[test]

@@ -160,6 +160,11 @@ impl Root {
         Ok(())
     }
 
+    /// Removes a job's group that nothing was ever born in, if it is there.
+    pub fn remove_group(&self, name: &str) {
+        let _was_not_made = fs::remove_dir(self.jobs.join(name));
+    }
+
     /// Removes what this spawner made, as far as it is empty.
     pub fn remove(&self) {
         for path in &self.made {

@@ -62,7 +62,8 @@ impl Fences {
         if fences.present.contains("ns.pid") {
             fences.present.insert("kill.pidns");
         }
-        if fences.present.contains("ns.mount") {
+        // The working folder's size is that of its tmpfs, which only a root of its own has.
+        if fences.present.contains("root.readonly") {
             fences.present.insert("limits.disk");
         }
         fences.note_cgroups(cgroups);
@@ -107,13 +108,10 @@ impl Fences {
     pub fn granted(&self, start: &Start) -> Vec<&'static str> {
         let mut granted: BTreeSet<&'static str> =
             profile(start).into_iter().filter(|name| self.present.contains(name)).collect();
-        // What ends an attempt is raised for every profile, as far as the host has it.
-        granted.extend(
-            ["kill.cgroup", "no_new_privs", "caps.none", "uid.own"].iter().filter(|name| self.present.contains(*name)),
-        );
-        if !self.present.contains("kill.cgroup") || granted.contains("ns.pid") {
-            granted.extend(["kill.pidns", "ns.pid"].iter().filter(|name| self.present.contains(*name)));
-        }
+        // What ends an attempt is raised for every profile, as far as the host has it: pid 1 takes
+        // its namespace along when the spawner dies or the lease ends, which a cgroup alone does not.
+        let ending = ["kill.cgroup", "kill.pidns", "ns.pid", "no_new_privs", "caps.none", "uid.own"];
+        granted.extend(ending.iter().filter(|name| self.present.contains(*name)));
         granted.into_iter().collect()
     }
 }

@@ -51,6 +51,10 @@ pub fn run(plan: &Plan<'_>) -> c_int {
             let _told =
                 status::send(control, &Status::Started { boottime_us: sys::boottime_us() }, Some(folder.as_fd()));
             drop(folder);
+            // Who reads the job's pipes must see their end when the job's own copies are closed.
+            for fd in plan.standard {
+                let _closed = sys::close_range(fd.cast_unsigned(), fd.cast_unsigned(), 0);
+            }
             watch(control, job, lease.as_ref())
         }
         Err(failure) => {
@@ -67,6 +71,9 @@ fn has(plan: &Plan<'_>, fence: &str) -> bool {
 /// Everything before the job's process exists.
 fn prepare(plan: &Plan<'_>) -> Result<(OwnedFd, Option<LeaseView>), Failure> {
     sys::block_all_signals(true);
+    // The folders of the root get the modes that are written here, whatever umask the unit sets.
+    // SAFETY: umask(2) takes no memory and cannot fail.
+    unsafe { libc::umask(0o022) };
     // Ends with the spawner. If it is gone by now, its end of the pair is closed.
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64).map_err(Failure::at(Step::Parent))?;
     wait_for_go(plan.control.as_fd())?;
@@ -192,10 +199,8 @@ fn start_job(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Result<i32, Failure> {
     match launch.failure {
         None => {
             // Only what is needed to signal the job is kept from here on.
-            let kill: u64 = 1 << 5;
-            if plan.identity.is_some() {
-                sys::keep_capabilities(kill).map_err(Failure::at(Step::Capabilities))?;
-            }
+            let kill: u64 = if plan.identity.is_some() { 1 << 5 } else { 0 };
+            sys::keep_capabilities(kill).map_err(Failure::at(Step::Capabilities))?;
             Ok(job)
         }
         Some(failure) => Err(failure),
@@ -336,7 +341,7 @@ fn watch(control: BorrowedFd<'_>, job: i32, lease: Option<&LeaseView>) -> c_int 
 }
 
 fn lease_timeout(lease: &LeaseView, ended: bool) -> c_int {
-    let end = lease.deadline_ms() + if ended { TERM_MS } else { 0 };
+    let end = lease.deadline_ms().saturating_add(if ended { TERM_MS } else { 0 });
     let left = end.saturating_sub(sys::boottime_us() / 1_000) + 1;
     c_int::try_from(left).unwrap_or(c_int::MAX)
 }

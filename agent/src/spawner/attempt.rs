@@ -91,7 +91,7 @@ impl Attempt {
     pub fn due_us(&self) -> Option<u64> {
         let Stage::Live(live) = &self.stage else { return None };
         let limit = match (self.time_limit_ms, live.started_us, live.ending) {
-            (1.., Some(started), None) => Some(started + self.time_limit_ms * 1_000),
+            (1.., Some(started), None) => Some(started.saturating_add(self.time_limit_ms.saturating_mul(1_000))),
             _ => None,
         };
         [limit, live.kill_at_us].into_iter().flatten().min()

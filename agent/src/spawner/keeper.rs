@@ -246,7 +246,7 @@ impl Keeper {
             .attempts
             .values()
             .any(|attempt| attempt.exclusive && matches!(&attempt.stage, Stage::Live(live) if live.ending.is_none()));
-        fenced.then(|| self.lease.deadline_ms() * 1_000)
+        fenced.then(|| self.lease.deadline_ms().saturating_mul(1_000))
     }
 
     /// Ends all that runs: with its own grace, or at most with this one.
@@ -446,6 +446,9 @@ impl Keeper {
         {
             return Err("an argument or variable has a NUL byte, or a name has `=`".into());
         }
+        if start.attempt.task == u32::MAX || start.attempt.number == 0 {
+            return Err("its task or attempt number is out of range".into());
+        }
         if start.note.len() > NOTE_BYTES_MAX {
             return Err(format!("the note has more than {NOTE_BYTES_MAX} bytes"));
         }
@@ -490,14 +493,37 @@ impl Keeper {
         }
     }
 
+    /// All or nothing: what a start that failed had taken is given back.
     fn launch(&mut self, start: &Start, descriptors: &[OwnedFd], requested_us: u64) -> io::Result<()> {
         let key = start.attempt;
-        let fences = self.fences.granted(start);
         let name = format!("{}.{}.{}.{}", key.job, key.task, key.number, key.term);
         let identity = if self.rootless { None } else { Some(self.take_uid()?) };
-        let group = self.cgroups.as_ref().map(|root| root.make_group(&name, &start.limits)).transpose()?;
+        let launched = self.launch_as(identity, &name, start, descriptors, requested_us);
+        if launched.is_err() {
+            if let Some(uid) = identity {
+                self.uids_taken.remove(&uid);
+            }
+            if let Some(cgroups) = &self.cgroups {
+                cgroups.remove_group(&name);
+            }
+            let _was_not_made = fs::remove_dir(self.state.join("work").join(&name));
+        }
+        launched
+    }
+
+    fn launch_as(
+        &mut self,
+        identity: Option<u32>,
+        name: &str,
+        start: &Start,
+        descriptors: &[OwnedFd],
+        requested_us: u64,
+    ) -> io::Result<()> {
+        let key = start.attempt;
+        let fences = self.fences.granted(start);
+        let group = self.cgroups.as_ref().map(|root| root.make_group(name, &start.limits)).transpose()?;
         let on_disk = !fences.contains(&"root.readonly");
-        let folder = self.state.join("work").join(&name);
+        let folder = self.state.join("work").join(name);
         if on_disk {
             make_work_folder(&folder, identity)?;
         }
@@ -505,6 +531,12 @@ impl Keeper {
         let cloexec = nix::fcntl::OFlag::O_CLOEXEC;
         let (stdout, stdout_write) = nix::unistd::pipe2(cloexec)?;
         let (stderr, stderr_write) = nix::unistd::pipe2(cloexec)?;
+        if let Some(uid) = identity {
+            // So that a job can open /dev/stdout.
+            for pipe in [&stdout_write, &stderr_write] {
+                sys::change_owner_of(pipe.as_fd(), uid, uid)?;
+            }
+        }
         let stdin = match start.stdin.and_then(|index| descriptors.get(usize::from(index))) {
             Some(fd) => fd.try_clone()?,
             None => fs::File::open("/dev/null")?.into(),
@@ -528,17 +560,11 @@ impl Keeper {
                 Cloned::Parent { pid, pidfd } => (pid, pidfd),
             };
         drop(plan);
-        if self.rootless && fences.contains(&"ns.pid") {
-            crate::sandbox::fences::map_own_uid(pid)?;
-        }
-        nix::unistd::write(&control, b"G")?;
-        set_nonblocking(&control)?;
         let token = self.next_token;
         self.next_token += 1;
-        self.watch(control.as_fd(), token, EpollFlags::EPOLLIN)?;
-        self.watch(pidfd.as_fd(), token, EpollFlags::EPOLLIN)?;
-        if let Some(group) = &group {
-            self.watch(group.events(), token, EpollFlags::EPOLLPRI)?;
+        if let Err(error) = self.release(pid, &pidfd, &control, group.as_ref(), &fences, token) {
+            end_and_reap(&pidfd);
+            return Err(error);
         }
         self.tokens.insert(token, key);
         self.token_of.insert(key, token);
@@ -571,6 +597,29 @@ impl Keeper {
             stage: Stage::Live(Box::new(live)),
         };
         self.attempts.insert(key, attempt);
+        Ok(())
+    }
+
+    /// Maps the init's uid, watches it, and lets it go on.
+    fn release(
+        &self,
+        pid: i32,
+        pidfd: &OwnedFd,
+        control: &OwnedFd,
+        group: Option<&cgroup::Group>,
+        fences: &[&str],
+        token: u64,
+    ) -> io::Result<()> {
+        if self.rootless && fences.contains(&"ns.pid") {
+            crate::sandbox::fences::map_own_uid(pid)?;
+        }
+        set_nonblocking(control)?;
+        self.watch(control.as_fd(), token, EpollFlags::EPOLLIN)?;
+        self.watch(pidfd.as_fd(), token, EpollFlags::EPOLLIN)?;
+        if let Some(group) = group {
+            self.watch(group.events(), token, EpollFlags::EPOLLPRI)?;
+        }
+        nix::unistd::write(control, b"G")?;
         Ok(())
     }
 
@@ -802,6 +851,11 @@ fn read_start(descriptors: &mut Vec<OwnedFd>) -> Result<Start, String> {
         return Err("there is no memory beside it".into());
     }
     let memory = fs::File::from(descriptors.remove(0));
+    // Only a sealed memfd: a file on a hung mount would hold up every deadline.
+    let seals = nix::fcntl::fcntl(&memory, nix::fcntl::FcntlArg::F_GET_SEALS).unwrap_or(0);
+    if seals & libc::F_SEAL_WRITE == 0 || seals & libc::F_SEAL_SHRINK == 0 {
+        return Err("it is not in a sealed memfd".into());
+    }
     let length = memory.metadata().map_err(|error| error.to_string())?.len();
     if length > START_BYTES_MAX as u64 {
         return Err(format!("a start has at most {START_BYTES_MAX} bytes"));
@@ -818,6 +872,14 @@ fn make_work_folder(folder: &Path, identity: Option<u32>) -> io::Result<()> {
         std::os::unix::fs::chown(folder, Some(uid), Some(uid))?;
     }
     Ok(())
+}
+
+/// An init that was not let go on: nothing of a job runs in it, so it ends at once.
+fn end_and_reap(pidfd: &OwnedFd) {
+    let _already_over = sys::signal_pidfd(pidfd.as_fd(), libc::SIGKILL);
+    let mut polls = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
+    while nix::poll::poll(&mut polls, nix::poll::PollTimeout::NONE) == Err(Errno::EINTR) {}
+    let _reaped = sys::wait_pidfd(pidfd.as_fd(), true);
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {

@@ -60,6 +60,8 @@ enum Error {
     Policy(#[from] policy::Error),
     #[error("--uids must be FIRST-LAST")]
     Uids,
+    #[error("another spawner uses the folder {path}; each needs a folder of its own")]
+    Taken { path: PathBuf },
     #[error("cannot {what} {path}: {source}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
 }
@@ -98,6 +100,10 @@ fn run(options: &Options) -> Result<(), Error> {
     }
     raise_descriptor_limit();
     fs::create_dir_all(options.state.join("root")).map_err(io("make", &options.state))?;
+    // Held until this process ends. Taken before any leftover is ended: it could be another spawner's living job.
+    let lock = fs::File::create(options.state.join("lock")).map_err(io("make", &options.state))?;
+    let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, _)| Error::Taken { path: options.state.clone() })?;
     let cgroups = cgroup::Root::find(&options.node_id).map_err(io("use the cgroup of", &options.state))?;
     let root = std::ffi::CString::new(options.state.join("root").into_os_string().into_encoded_bytes())
         .expect("a path has no NUL");
