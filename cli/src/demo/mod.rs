@@ -137,6 +137,7 @@ async fn act(fleet: &LocalFleet, policy: &PoolPolicy, source: Source, mut displa
     // The files are read and sent while the first node starts.
     let (work, first) = tokio::join!(work::send(&client, source), first_live_node(&client, &events));
     let (work, first) = (work?, first?);
+    catch_up(&mut events, &mut display);
     display.say(&format!(
         "{} files are sent ({} skipped); node {} is ready",
         work.files.len(),
@@ -167,7 +168,11 @@ async fn act(fleet: &LocalFleet, policy: &PoolPolicy, source: Source, mut displa
         summary.job_ms = times.finished_ms.unwrap_or(times.submitted_ms).saturating_sub(times.submitted_ms);
         display.say("all tasks have ended; each result is checked");
         let total = work.files.len() as u64;
-        let verdict = verify::all(&client, job, &work.files, |checked| display.checked(checked, total)).await?;
+        let verdict = verify::all(&client, job, &work.files, |checked| {
+            catch_up(&mut events, &mut display);
+            display.checked(checked, total);
+        })
+        .await?;
         (summary.verified, summary.wrong, summary.nodes) = (verdict.verified, verdict.wrong, verdict.nodes);
         display.clear();
         display.say(&format!("{} of {total} results are right", summary.verified));
@@ -294,6 +299,13 @@ async fn watch_job(client: &Client, job: u64, told: &mut Told, display: &mut Dis
     }
 }
 
+/// What has happened since the last look, before anything is said that follows from it.
+fn catch_up(told: &mut Told, display: &mut Display) {
+    while let Ok(event) = told.events.try_recv() {
+        tell(told, &event, display);
+    }
+}
+
 /// One event for the person, if it is one that matters to them.
 fn tell(told: &mut Told, event: &FleetEvent, display: &mut Display) {
     let (subject, reason) = (escape::text(&event.subject), escape::text(&event.reason));
@@ -321,9 +333,7 @@ fn tell(told: &mut Told, event: &FleetEvent, display: &mut Display) {
 /// Until the policy has drained all nodes and their processes have ended.
 async fn until_no_node(fleet: &LocalFleet, client: &Client, told: &mut Told, display: &mut Display) -> Result<()> {
     loop {
-        while let Ok(event) = told.events.try_recv() {
-            tell(told, &event, display);
-        }
+        catch_up(told, display);
         let nodes = client.nodes().list(client.ask(ListNodesRequest::default())).await?.into_inner().nodes;
         if nodes.iter().all(|node| node.liveness == "gone") {
             break;

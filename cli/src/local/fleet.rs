@@ -9,6 +9,7 @@ use std::{
 };
 
 use muster_core::policy::PoolPolicy;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use tokio::{process::Child, sync::watch, time::sleep};
 
 pub use super::host::Exits;
@@ -215,6 +216,8 @@ fn write_policies(run: &Path, policies: Vec<PoolPolicy>) -> io::Result<Vec<(Path
 }
 
 async fn end_children(context: &HostContext, say_ending: &watch::Sender<bool>, hosts: &Hosts, mut janitor: Child) {
+    // What children leave unreaped at their end comes to us, not to an init that may be slow to look.
+    let _only_tidier = nix::sys::prctl::set_child_subreaper(true);
     let _nobody_left = say_ending.send(true);
     context.pipes.lock().expect("nobody panics with this lock").tell_end();
     let ended = async {
@@ -232,4 +235,5 @@ async fn end_children(context: &HostContext, say_ending: &watch::Sender<bool>, h
     {
         eprintln!("muster: {} could not be removed: {error}", context.folder.display());
     }
+    while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {}
 }

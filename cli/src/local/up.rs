@@ -109,7 +109,7 @@ fn announce(context: &Context, fleet: &LocalFleet) -> Result<()> {
     }
     out.flush()?;
     context.output.say(&format!(
-        "A fleet runs on this machine, also at {}. In another terminal: muster run -- uname -a\nCtrl-C drains it and ends.",
+        "A fleet runs on this machine, also at {}. In another terminal: muster run --best-effort -- uname -a\nCtrl-C drains it and ends.",
         fleet.address()
     ));
     Ok(())
