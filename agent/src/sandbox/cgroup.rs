@@ -141,7 +141,7 @@ impl Root {
     fn limit(&self, group: &Group, limits: &Limits) -> io::Result<()> {
         if self.has("cpu") {
             // Quota and period in microseconds: so many thousandths of a core.
-            let quota = (limits.cpu_milli * 100).max(1_000);
+            let quota = limits.cpu_milli.saturating_mul(100).max(1_000);
             group.write("cpu.max", &format!("{quota} 100000"))?;
         }
         if self.has("memory") {

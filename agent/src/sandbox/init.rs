@@ -80,6 +80,7 @@ fn prepare(plan: &Plan<'_>) -> Result<(OwnedFd, Option<LeaseView>), Failure> {
     close_all_but(&kept(plan)).map_err(Failure::at(Step::Descriptors))?;
     // A job of the same uid could otherwise open our descriptors through /proc/1/fd.
     sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(Failure::at(Step::Dumpable))?;
+    become_killable_for_memory();
     if !has(plan, "ns.pid") {
         sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map_err(Failure::at(Step::Parent))?;
     }
@@ -103,6 +104,16 @@ fn prepare(plan: &Plan<'_>) -> Result<(OwnedFd, Option<LeaseView>), Failure> {
         copy_inputs(plan, folder.as_fd())?;
     }
     Ok((folder, lease))
+}
+
+/// The spawner is protected from the out-of-memory killer, and a child inherits that: a job at its
+/// memory limit would then hang for ever instead of being killed. Raising the score is always allowed.
+fn become_killable_for_memory() {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    let protected = std::fs::read_to_string(SCORE).is_ok_and(|score| score.starts_with('-'));
+    if protected {
+        let _kept_as_it_is = std::fs::write(SCORE, "0");
+    }
 }
 
 /// The spawner maps our uid first; `G` says that it is done.
