@@ -160,7 +160,7 @@ pub struct Run {
 #[derive(Debug, Subcommand)]
 pub enum Job {
     /// Submit a job, or an array of tasks.
-    Submit(Submit),
+    Submit(Box<Submit>),
     /// The newest jobs, newest first.
     List {
         /// Only in this state: waiting, running, finished.

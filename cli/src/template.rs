@@ -334,7 +334,7 @@ impl Draft {
     }
 
     fn default_name(&self) -> String {
-        let program = self.command.first().map(|program| PathBuf::from(program)).unwrap_or_default();
+        let program = self.command.first().map(PathBuf::from).unwrap_or_default();
         let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         name.chars().filter(|letter| !letter.is_control()).take(limits::NAME_LEN_MAX / 4).collect()
     }

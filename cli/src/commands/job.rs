@@ -5,11 +5,11 @@ use std::{io::IsTerminal, process::ExitCode};
 use muster_core::ids::JobId;
 use muster_proto::v1::{
     CancelRequest, EventsRequest, InspectJobRequest, JobDetail, JobProgress, JobSummary, ListJobsRequest,
-    ListTasksRequest, RetryRequest, TaskCounts, WatchJobRequest,
+    ListTasksRequest, RetryRequest, TaskCounts,
 };
 use serde_json::json;
 
-use super::{Context, fleet, jobs, logs, outputs, run as attached, show, submit};
+use super::{Context, fleet, jobs, logs, outputs, run as attached, show, submit, watch::until_finished};
 use crate::{
     args::{Job, Submit},
     client::Client,
@@ -25,7 +25,7 @@ const TASKS_PAGE: u32 = 500;
 /// Runs one command.
 pub async fn run(context: &Context, command: Job) -> Result<ExitCode> {
     if let Job::Submit(request) = command {
-        return submit_job(context, request).await;
+        return submit_job(context, *request).await;
     }
     let client = context.connect().await?;
     match command {
@@ -252,8 +252,8 @@ async fn tasks(
                     context.output.state(&task.state),
                     (&last.node_name).into(),
                     task.attempts.len().to_string().into(),
-                    format!("{} ms", last.wall_ms).into(),
-                    format!("{} us", last.start_us).into(),
+                    known(last.wall_ms, "ms").into(),
+                    known(last.start_us, "us").into(),
                     last.fences.join(",").into(),
                     (&task.reason).into(),
                 ],
@@ -267,6 +267,11 @@ async fn tasks(
     }
     context.output.list(&shown)?;
     Ok(Exit::Ok.into())
+}
+
+/// A figure that was not told is none.
+fn known(figure: u64, unit: &str) -> String {
+    if figure == 0 { String::from("-") } else { format!("{figure} {unit}") }
 }
 
 async fn cancel(
@@ -342,7 +347,7 @@ async fn wait(context: &Context, client: &Client, named: &[String], propagate: b
         let mut last = None;
         let mut failed = Vec::new();
         for job in &ids {
-            let step = watch(client, *job, &mut |_| ()).await?;
+            let step = until_finished(client, *job, &mut |_| ()).await?;
             let state = step.summary.as_ref().map(|summary| summary.state.clone()).unwrap_or_default();
             if state != "succeeded" {
                 failed.push(format!("job {} {state}", JobId(*job)));
@@ -359,19 +364,6 @@ async fn wait(context: &Context, client: &Client, named: &[String], propagate: b
         return Ok(Exit::Ok.into());
     }
     Err(Failure::new(Exit::Failed, format!("{}; `muster job inspect` says why", failed.join(", "))))
-}
-
-/// Progress until the job is finished; the last step.
-pub async fn watch(client: &Client, job: u64, each: &mut dyn FnMut(&JobProgress)) -> Result<JobProgress> {
-    let mut steps = client.jobs().watch(WatchJobRequest { job, follow: true }).await?.into_inner();
-    while let Some(step) = steps.message().await? {
-        each(&step);
-        if step.finished {
-            return Ok(step);
-        }
-    }
-    let sentence = format!("the coordinator ended the watch of job {} before the job did; ask again", JobId(job));
-    Err(Failure::new(Exit::Unreachable, sentence))
 }
 
 async fn progress(context: &Context, client: &Client, text: &str) -> Result<ExitCode> {
@@ -395,7 +387,7 @@ async fn progress(context: &Context, client: &Client, text: &str) -> Result<Exit
         }
     };
     let way_back = format!("`muster job progress {id}` comes back to it.");
-    let last = context.wait(&format!("job {id}"), &way_back, watch(client, job, &mut draw)).await;
+    let last = context.wait(&format!("job {id}"), &way_back, until_finished(client, job, &mut draw)).await;
     if live {
         eprintln!();
     }

@@ -36,10 +36,8 @@ pub async fn resolve(client: &Client, text: &str) -> Result<u64> {
             .ok_or_else(|| Failure::new(Exit::NotFound, "there is no last job; none was submitted yet"));
     }
     let id: JobId = text.parse().map_err(|why| Failure::usage(format!("`{shown}` names no job: {why}, or @last")))?;
-    match client.jobs().watch(client.ask(WatchJobRequest { job: id.0, follow: false })).await {
-        Ok(_) => return Ok(id.0),
-        Err(status) if status.code() == Code::NotFound => {}
-        Err(status) => return Err(status.into()),
+    if is_known(client, id).await? {
+        return Ok(id.0);
     }
     let request = ListJobsRequest { limit: PREFIX_JOBS, ..ListJobsRequest::default() };
     let jobs = client.jobs().list(client.ask(request)).await?.into_inner().jobs;
@@ -53,6 +51,19 @@ pub async fn resolve(client: &Client, text: &str) -> Result<u64> {
             format!("there is no job {shown}; `muster job list` shows those that are kept"),
         )),
         many => Err(Failure::usage(format!("{shown} is the beginning of {} jobs: {}", many.len(), many.join(", ")))),
+    }
+}
+
+/// Asked with the cheapest question; an unknown job may be told only where the stream would begin.
+async fn is_known(client: &Client, id: JobId) -> Result<bool> {
+    let asked = async {
+        let request = client.ask(WatchJobRequest { job: id.0, follow: false });
+        client.jobs().watch(request).await?.into_inner().message().await
+    };
+    match asked.await {
+        Ok(_) => Ok(true),
+        Err(status) if status.code() == Code::NotFound => Ok(false),
+        Err(status) => Err(status.into()),
     }
 }
 

@@ -4,24 +4,17 @@
 use std::{
     io::{self, IsTerminal, Write},
     process::ExitCode,
-    time::Duration,
 };
 
 use muster_core::ids::JobId;
 use muster_proto::v1::{InspectJobRequest, LogsRequest, LogsResponse, Stream};
-use tonic::Code;
 
-use super::{Context, jobs};
+use super::{Context, jobs, watch::Breaks};
 use crate::{
     client::Client,
     escape,
     exit::{Exit, Result},
 };
-
-/// A followed stream that broke is opened again this often in a row.
-const TRIES: u32 = 20;
-/// Between two tries.
-const TRY_AGAIN: Duration = Duration::from_millis(250);
 
 /// Options of `muster job logs`.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +64,7 @@ pub async fn run(context: &Context, client: &Client, text: &str, options: Option
 /// Shows a task's output as it comes, over restarts of the coordinator.
 pub async fn follow(context: &Context, client: &Client, job: u64, task: u32, attempt: u32, raw: bool) -> Result<()> {
     let mut sink = Sink::new(raw);
-    let mut broken = 0;
+    let mut breaks = Breaks::default();
     loop {
         let request = LogsRequest { job, task, attempt, follow: true };
         let error = match client.jobs().logs(request).await {
@@ -81,14 +74,14 @@ pub async fn follow(context: &Context, client: &Client, job: u64, task: u32, att
                 Some(status) => status,
             },
         };
-        broken = if sink.progressed() { 1 } else { broken + 1 };
-        if broken > TRIES || !matches!(error.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) {
-            return Err(error.into());
+        let worked = sink.progressed();
+        if worked {
+            breaks.works();
         }
-        if broken == 1 {
+        breaks.wait(error).await?;
+        if worked {
             context.output.say("muster: the connection broke; trying again");
         }
-        tokio::time::sleep(TRY_AGAIN).await;
     }
 }
 

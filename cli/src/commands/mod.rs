@@ -10,6 +10,7 @@ mod pool;
 mod run;
 mod show;
 mod submit;
+mod watch;
 
 pub use pool::check_policy;
 pub use show::hex;

@@ -76,19 +76,24 @@ async fn targets(client: &Client, selector: &Selector) -> Result<Vec<Shown>> {
         return Err(Failure::usage("name the nodes: web-01, web-[01-03], --label KEY=VALUE or --pool POOL"));
     }
     let nodes = all_nodes(client).await?;
-    if let Some(missing) =
-        names.iter().find(|name| !nodes.iter().any(|n| n.name == **name || n.node.to_string() == **name))
-    {
-        return Err(Failure::new(
-            Exit::NotFound,
-            format!("there is no node {}; `muster node list` shows those that are known", escape::text(missing)),
-        ));
-    }
+    all_known(&names, &nodes)?;
     let found: Vec<Shown> = nodes.into_iter().filter(|node| is_selected(node, &names, selector)).collect();
     if found.is_empty() {
         return Err(Failure::new(Exit::NotFound, "no node is selected by these labels and this pool"));
     }
     Ok(found)
+}
+
+/// Every named node must exist.
+fn all_known(names: &[String], nodes: &[Shown]) -> Result<()> {
+    let is_known = |name: &String| nodes.iter().any(|node| node.name == *name || node.node.to_string() == *name);
+    match names.iter().find(|name| !is_known(name)) {
+        None => Ok(()),
+        Some(missing) => Err(Failure::new(
+            Exit::NotFound,
+            format!("there is no node {}; `muster node list` shows those that are known", escape::text(missing)),
+        )),
+    }
 }
 
 /// Exactly the nodes that were shown, not those that the labels would name a moment later.
@@ -139,6 +144,7 @@ async fn list(context: &Context, selector: &Selector) -> Result<ExitCode> {
     let names = names(selector)?;
     let mut list = node_list();
     let nodes = all_nodes(&client).await?;
+    all_known(&names, &nodes)?;
     for node in nodes.iter().filter(|node| is_selected(node, &names, selector)) {
         push_node(&mut list, node, context);
     }

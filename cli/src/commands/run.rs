@@ -4,12 +4,11 @@
 use std::process::ExitCode;
 
 use muster_core::ids::JobId;
-use muster_proto::v1::{End, WatchJobRequest, end};
+use muster_proto::v1::{End, JobProgress, end};
 
-use super::{Context, logs, submit};
+use super::{Context, logs, submit, watch::until_finished};
 use crate::{
     args::Run,
-    client::Client,
     exit::{Exit, Result},
     template::Draft,
 };
@@ -24,25 +23,13 @@ pub async fn run(context: &Context, run: Run) -> Result<ExitCode> {
     let way_back = format!("`muster job logs -f {id}` comes back to it; `muster job cancel {id}` ends it.");
     let both = async {
         let shown = logs::follow(context, &client, job, 0, 0, run.raw);
-        let (shown, end) = tokio::join!(shown, end_of(&client, job));
+        let mut nobody = |_: &JobProgress| ();
+        let (shown, last) = tokio::join!(shown, until_finished(&client, job, &mut nobody));
         shown?;
-        end
+        Ok(last?.end)
     };
     let end = context.wait(&format!("job {id}"), &way_back, both).await?;
     Ok(exit_code(context, id, end.as_ref()))
-}
-
-/// Waits for a job's end. With one task it is how that ended.
-pub async fn end_of(client: &Client, job: u64) -> Result<Option<End>> {
-    let mut progress = client.jobs().watch(WatchJobRequest { job, follow: true }).await?.into_inner();
-    let mut last = None;
-    while let Some(step) = progress.message().await? {
-        last = step.end;
-        if step.finished {
-            break;
-        }
-    }
-    Ok(last)
 }
 
 /// The job's own code; what was not its own doing is told.

@@ -347,6 +347,6 @@ mod tests {
     fn uids_of_nodes_do_not_overlap_and_stay_clear_of_others() {
         let (first, last) = uids(0);
         assert!(first >= FIRST_UID && last < uids(1).0);
-        assert!(FIRST_UID + RUNS * NODES_OF_A_RUN * UIDS_OF_A_NODE < 0x7fff_ffff);
+        const { assert!(FIRST_UID + RUNS * NODES_OF_A_RUN * UIDS_OF_A_NODE < 0x7fff_ffff) }
     }
 }

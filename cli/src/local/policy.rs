@@ -30,7 +30,7 @@ impl Machine {
     pub fn here(folder: &Path) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
         let disk = nix::sys::statvfs::statvfs(folder)
-            .map_or(1 << 30, |stat| u64::from(stat.blocks_available()) * u64::from(stat.fragment_size()));
+            .map_or(1 << 30, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
         Self { cpu_milli: cores * 1_000, memory_bytes: free_memory().unwrap_or(1 << 30), disk_bytes: disk }
     }
 
