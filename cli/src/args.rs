@@ -74,13 +74,14 @@ pub struct Global {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "parsed once, and never kept in numbers")]
 pub enum Command {
     /// A fleet on this machine that does real work, grows, drains and shrinks; leaves nothing behind.
     Demo(Demo),
     /// A fleet on this machine to try things on, until Ctrl-C.
     Up(Up),
     /// Submit one job, stream its output, exit with its code.
-    Run(Run),
+    Run(Box<Run>),
     /// Submit, watch, end and repeat jobs.
     #[command(subcommand, visible_alias = "jobs")]
     Job(Job),

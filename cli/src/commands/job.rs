@@ -357,7 +357,11 @@ async fn wait(context: &Context, client: &Client, named: &[String], propagate: b
         Ok((last, failed))
     };
     let (last, failed) = context.wait(&format!("job {}", shown.join(", ")), &way_back, all).await?;
-    if propagate && let ([id], Some(step)) = (ids.as_slice(), &last) {
+    // An array has no code of its own: it succeeded or it did not.
+    if propagate
+        && let ([id], Some(step)) = (ids.as_slice(), &last)
+        && step.end.is_some()
+    {
         return Ok(attached::exit_code(context, JobId(*id), step.end.as_ref()));
     }
     if failed.is_empty() {

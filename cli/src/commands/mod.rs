@@ -58,7 +58,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<ExitCode> {
     match cli.command {
         Command::Demo(demo) => demo::run(&context, demo).await,
         Command::Up(up) => local::up::run(&context, up).await,
-        Command::Run(run) => run::run(&context, run).await,
+        Command::Run(run) => run::run(&context, *run).await,
         Command::Job(job) => job::run(&context, job).await,
         Command::Node(node) => node::run(&context, node).await,
         Command::Pool(pool) => pool::run(&context, pool).await,
