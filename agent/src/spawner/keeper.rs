@@ -427,6 +427,10 @@ impl Keeper {
             Some((fence, reason)) => Verdict::Refused { fence: fence.to_owned(), reason },
             None => match self.launch(&start, &descriptors, requested_us) {
                 Ok(()) => return,
+                // The host's shortage, not the job's fault: it is tried elsewhere or again.
+                Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
+                    Verdict::Refused { fence: "uid.own".to_owned(), reason: error.to_string() }
+                }
                 Err(error) => {
                     Verdict::StartFailed { step: "clone".into(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
                 }
@@ -634,7 +638,7 @@ impl Keeper {
     fn take_uid(&mut self) -> io::Result<u32> {
         let range = self.policy.uid_first..=self.policy.uid_last;
         let free = range.into_iter().find(|uid| !self.uids_taken.contains(uid));
-        let uid = free.ok_or_else(|| io::Error::from_raw_os_error(libc::EAGAIN))?;
+        let uid = free.ok_or_else(|| io::Error::new(io::ErrorKind::QuotaExceeded, "every uid for jobs is in use"))?;
         self.uids_taken.insert(uid);
         Ok(uid)
     }
