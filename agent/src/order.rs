@@ -256,7 +256,7 @@ fn environment_of(key: AttemptKey, body: &v1::JobBody) -> Vec<(Vec<u8>, Vec<u8>)
         .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()));
     let told = [
         ("MUSTER_JOB", job.clone()),
-        ("MUSTER_TASK", key.task.to_string()),
+        ("MUSTER_TASK", (u64::from(body.first_index) + u64::from(key.task)).to_string()),
         ("MUSTER_TASK_COUNT", body.tasks.to_string()),
         ("MUSTER_ATTEMPT", format!("{job}.{}.{}", key.task, key.number)),
         ("MUSTER_EPOCH", format!("{}.{}", key.term, key.number)),
@@ -291,7 +291,7 @@ mod tests {
     fn a_job_may_change_its_path_but_not_who_it_is() {
         let variable = |name: &str| v1::EnvironmentVariable { name: name.to_owned().into(), value: "own".into() };
         let environment = vec![variable("PATH"), variable("MUSTER_EPOCH"), variable("X")];
-        let body = v1::JobBody { environment, tasks: 9, ..Default::default() };
+        let body = v1::JobBody { environment, tasks: 9, first_index: 5, ..Default::default() };
         let found = environment_of(KEY, &body);
         let value = |name: &str| {
             let values: Vec<_> = found.iter().filter(|(key, _)| key == name.as_bytes()).collect();
@@ -300,6 +300,7 @@ mod tests {
         };
         assert_eq!((value("PATH"), value("X")), ("own".into(), "own".into()));
         assert_eq!((value("MUSTER_EPOCH"), value("MUSTER_TASK_COUNT")), ("4.3".into(), "9".into()));
+        assert_eq!(value("MUSTER_TASK"), "7", "the array's own index");
         assert_eq!((value("MUSTER_JOB"), value("MUSTER_ATTEMPT")), ("100".into(), "100.2.3".into()));
     }
 

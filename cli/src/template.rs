@@ -302,6 +302,8 @@ impl Draft {
             output_limit_bytes: options.output_limit.unwrap_or(limits::OUTPUT_LIMIT),
             pids_limit: options.pids.unwrap_or(limits::PIDS_LIMIT),
             tasks,
+            // The coordinator's to set, from the template.
+            first_index: 0,
         };
         Ok(v1::JobTemplate {
             name: options.name.clone().unwrap_or_else(|| self.default_name()),

@@ -81,13 +81,7 @@ impl Parts {
     #[must_use]
     pub fn new(template: &v1::JobTemplate, table: Option<v1::TaskTable>) -> Self {
         let mut body = template.body.clone().unwrap_or_default();
-        if template.first_index > 0 {
-            let variable = v1::EnvironmentVariable {
-                name: Bytes::from_static(b"MUSTER_FIRST_INDEX"),
-                value: template.first_index.to_string().into(),
-            };
-            body.environment.push(variable);
-        }
+        body.first_index = template.first_index;
         let array = table.is_none() && (template.tasks > 1 || template.first_index > 0);
         Self { body, table, first_index: template.first_index, array }
     }
