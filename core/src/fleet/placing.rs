@@ -153,5 +153,6 @@ impl Fleet {
 type Orders = BTreeMap<NodeId, Vec<(AttemptId, Epoch)>>;
 
 fn depth(slots: u64, mean: Millis) -> u64 {
-    (slots.saturating_mul(limits::PREFILL_HORIZON.0) / mean.0.max(1)).min(u64::from(limits::PREFILL_MAX))
+    (slots.saturating_mul(limits::PREFILL_HORIZON.0) / mean.0.max(limits::PREFILL_TASK_MIN.0))
+        .min(u64::from(limits::PREFILL_MAX))
 }
