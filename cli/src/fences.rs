@@ -3,36 +3,16 @@
 
 use std::collections::BTreeSet;
 
+use muster_core::fence;
 use muster_proto::v1::Node;
 
 use crate::template::Profile;
 
-/// Fences of the profile `strict`.
-const STRICT: [&str; 14] = [
-    "ns.pid",
-    "ns.mount",
-    "ns.ipc",
-    "ns.uts",
-    "ns.net",
-    "root.readonly",
-    "no_new_privs",
-    "caps.none",
-    "uid.own",
-    "limits.cpu",
-    "limits.memory",
-    "limits.pids",
-    "limits.disk",
-    "kill.cgroup",
-];
-/// Fences of the profile `shared`.
-const SHARED: [&str; 8] =
-    ["ns.pid", "no_new_privs", "uid.own", "limits.cpu", "limits.memory", "limits.pids", "limits.disk", "kill.cgroup"];
-
 /// Fences that a profile asks of a host.
 pub const fn of_profile(profile: Profile) -> &'static [&'static str] {
     match profile {
-        Profile::Strict => &STRICT,
-        Profile::Shared => &SHARED,
+        Profile::Strict => &fence::STRICT,
+        Profile::Shared => &fence::SHARED,
         Profile::None => &[],
     }
 }
@@ -51,7 +31,7 @@ mod tests {
     fn only_what_no_node_has_is_done_without() {
         let node =
             |fences: &[&str]| Node { fences: fences.iter().map(|f| (*f).to_owned()).collect(), ..Node::default() };
-        let nodes = [node(&STRICT[..9]), node(&["kill.cgroup", "limits.disk"])];
+        let nodes = [node(&fence::STRICT[..9]), node(&["kill.cgroup", "limits.disk"])];
         assert_eq!(lacking(Profile::Strict, nodes.iter()), ["limits.cpu", "limits.memory", "limits.pids"]);
         assert!(lacking(Profile::None, [].iter()).is_empty());
     }

@@ -17,6 +17,7 @@ pub mod denied;
 pub mod effect;
 pub mod end;
 pub mod event;
+pub mod fence;
 pub mod fleet;
 pub mod host;
 pub mod ids;

@@ -18,7 +18,7 @@ use muster_core::{
 
 pub use self::{
     report::{detail, drain_then, end, end_to_wire, held, hello, sample, stop_to_wire, then_name, then_to_wire},
-    template::{KNOWN_FENCES, Template, blobs_in, profile_fences, task_table, template},
+    template::{Template, blobs_in, profile_fences, task_table, template},
 };
 use crate::v1;
 

@@ -9,28 +9,12 @@ use std::{
     time::Duration,
 };
 
+use muster_core::fence;
 use muster_proto::v1;
 use tempfile::TempDir;
 
 use crate::{Client, WAIT, client::bytes, eventually, host, part::Part};
 
-/// Fences that profile strict requires.
-const STRICT: [&str; 14] = [
-    "ns.pid",
-    "ns.mount",
-    "ns.ipc",
-    "ns.uts",
-    "ns.net",
-    "root.readonly",
-    "no_new_privs",
-    "caps.none",
-    "uid.own",
-    "limits.cpu",
-    "limits.memory",
-    "limits.pids",
-    "limits.disk",
-    "kill.cgroup",
-];
 /// Each node as root gets this many uids for its jobs; nodes of tests at the same time must not share any.
 const UIDS_PER_NODE: u32 = 512;
 
@@ -223,7 +207,7 @@ impl Fleet {
     /// Fences of profile strict that this host's nodes lack.
     #[must_use]
     pub fn lacking(&self) -> Vec<String> {
-        STRICT.iter().filter(|fence| !self.fences.contains(**fence)).map(|fence| (*fence).to_owned()).collect()
+        fence::STRICT.iter().filter(|fence| !self.fences.contains(**fence)).map(|fence| (*fence).to_owned()).collect()
     }
 
     /// A small job of one task in profile strict, without what this host lacks.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use muster_core::{
+    fence::{self, covers},
     ids::Actor,
     limits,
     spec::{Delivery, JobSpec, OnDrain, Retries},
@@ -13,51 +14,6 @@ use prost::{Message as _, bytes::Bytes};
 
 use super::{Checked, amounts, blob, labels, pool, reject, text};
 use crate::v1;
-
-/// Every fence that a job can name or do without.
-pub const KNOWN_FENCES: [&str; 21] = [
-    "caps.none",
-    "kill.cgroup",
-    "kill.pidns",
-    "landlock",
-    "lease.timer",
-    "limits.cpu",
-    "limits.disk",
-    "limits.io",
-    "limits.memory",
-    "limits.pids",
-    "no_new_privs",
-    "ns.cgroup",
-    "ns.ipc",
-    "ns.mount",
-    "ns.net",
-    "ns.pid",
-    "ns.user",
-    "ns.uts",
-    "root.readonly",
-    "seccomp",
-    "uid.own",
-];
-
-const STRICT: [&str; 14] = [
-    "caps.none",
-    "kill.cgroup",
-    "limits.cpu",
-    "limits.disk",
-    "limits.memory",
-    "limits.pids",
-    "no_new_privs",
-    "ns.ipc",
-    "ns.mount",
-    "ns.net",
-    "ns.pid",
-    "ns.uts",
-    "root.readonly",
-    "uid.own",
-];
-
-const SHARED: [&str; 7] =
-    ["kill.cgroup", "limits.cpu", "limits.memory", "limits.pids", "no_new_privs", "ns.pid", "uid.own"];
 
 /// Longest limit and grace: what a timer can hold without a second thought.
 const SPAN_MAX: Millis = Millis::from_secs(10 * 365 * 86_400);
@@ -296,30 +252,25 @@ fn fill_amounts(body: &mut v1::JobBody) -> Checked<muster_core::resources::Resou
 #[must_use]
 pub fn profile_fences(profile: v1::Profile, network: v1::Network) -> BTreeSet<&'static str> {
     let all: &[&str] = match profile {
-        v1::Profile::Strict | v1::Profile::Unspecified => &STRICT,
-        v1::Profile::Shared => &SHARED,
+        v1::Profile::Strict | v1::Profile::Unspecified => &fence::STRICT,
+        v1::Profile::Shared => &fence::SHARED,
         v1::Profile::None => &[],
     };
-    all.iter().copied().filter(|fence| *fence != "ns.net" || network != v1::Network::Host).collect()
-}
-
-/// `limits` stands for every `limits.…`.
-fn covers(without: &str, fence: &str) -> bool {
-    fence == without || fence.strip_prefix(without).is_some_and(|rest| rest.starts_with('.'))
+    all.iter().copied().filter(|fence| *fence != fence::NETWORK || network != v1::Network::Host).collect()
 }
 
 fn fences_of(body: &v1::JobBody, delivery: Delivery) -> Checked<BTreeSet<String>> {
     for without in &body.without {
-        if !KNOWN_FENCES.iter().any(|fence| covers(without, fence)) {
+        if !fence::ALL.iter().any(|fence| covers(without, fence)) {
             return reject("body.without", format!("there is no fence `{}`", without.escape_default()));
         }
     }
     let mut fences = profile_fences(body.profile(), body.network());
     if delivery == Delivery::Exclusive {
-        if body.without.iter().any(|without| covers(without, "lease.timer")) {
+        if body.without.iter().any(|without| covers(without, fence::LEASE_TIMER)) {
             return reject("body.without", "lease.timer is what keeps an exclusive task from running twice");
         }
-        fences.insert("lease.timer");
+        fences.insert(fence::LEASE_TIMER);
     }
     fences.retain(|fence| !body.without.iter().any(|without| covers(without, fence)));
     Ok(fences.into_iter().map(str::to_owned).collect())
@@ -397,7 +348,7 @@ mod tests {
         let checked = template(plain(), &owner(), None).unwrap();
         assert_eq!(checked.spec.tasks, 1);
         assert_eq!(checked.spec.request.cpu_milli, limits::CPU_REQUEST_MILLI);
-        assert_eq!(checked.spec.fences.len(), STRICT.len());
+        assert_eq!(checked.spec.fences.len(), fence::STRICT.len());
         assert_eq!(checked.wire.body.unwrap().pids_limit, limits::PIDS_LIMIT);
     }
 

@@ -1,0 +1,82 @@
+//! The fences by name, and which profile asks which: the one list that the
+//! wire's checks, the spawner, the command line and the tests read.
+//!
+//! A host reports the fences that it can raise; those that a job's profile asks
+//! are a constraint on its placement, and a start without one of them is
+//! refused (FL-13). What each does stands in docs/sandbox.md.
+
+/// A network of its own: not asked by a job that asks for the host's.
+pub const NETWORK: &str = "ns.net";
+/// A timer on the node's lease: asked by every exclusive job.
+pub const LEASE_TIMER: &str = "lease.timer";
+
+/// Every fence that a job can name or do without, in alphabetic order.
+pub const ALL: [&str; 21] = [
+    "caps.none",
+    "kill.cgroup",
+    "kill.pidns",
+    "landlock",
+    LEASE_TIMER,
+    "limits.cpu",
+    "limits.disk",
+    "limits.io",
+    "limits.memory",
+    "limits.pids",
+    "no_new_privs",
+    "ns.cgroup",
+    "ns.ipc",
+    "ns.mount",
+    NETWORK,
+    "ns.pid",
+    "ns.user",
+    "ns.uts",
+    "root.readonly",
+    "seccomp",
+    "uid.own",
+];
+
+/// What the profile `strict` asks; [`NETWORK`] only of a job without the host's network.
+pub const STRICT: [&str; 14] = [
+    "ns.pid",
+    "ns.mount",
+    "ns.ipc",
+    "ns.uts",
+    NETWORK,
+    "root.readonly",
+    "no_new_privs",
+    "caps.none",
+    "uid.own",
+    "limits.cpu",
+    "limits.memory",
+    "limits.pids",
+    "limits.disk",
+    "kill.cgroup",
+];
+
+/// What the profile `shared` asks.
+pub const SHARED: [&str; 7] =
+    ["ns.pid", "no_new_privs", "uid.own", "limits.cpu", "limits.memory", "limits.pids", "kill.cgroup"];
+
+/// Does a word of `--without` stand for this fence? `limits` stands for every `limits.…`.
+#[must_use]
+pub fn covers(without: &str, fence: &str) -> bool {
+    fence == without || fence.strip_prefix(without).is_some_and(|rest| rest.starts_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles_ask_only_what_has_a_name_and_a_weaker_one_asks_no_more() {
+        assert!(ALL.is_sorted());
+        assert!(STRICT.iter().chain(&SHARED).all(|fence| ALL.contains(fence)));
+        assert!(SHARED.iter().all(|fence| STRICT.contains(fence)));
+    }
+
+    #[test]
+    fn a_family_covers_its_members_and_no_other() {
+        assert!(covers("limits", "limits.cpu") && covers("uid.own", "uid.own"));
+        assert!(!covers("limit", "limits.cpu") && !covers("limits.cpu", "limits") && !covers("ns.p", "ns.pid"));
+    }
+}
