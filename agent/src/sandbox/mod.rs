@@ -6,5 +6,6 @@ pub mod files;
 pub mod init;
 pub mod lease;
 pub mod mounts;
+pub mod seccomp;
 pub mod status;
 pub mod sys;
