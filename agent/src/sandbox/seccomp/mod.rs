@@ -12,7 +12,7 @@
 mod program;
 pub mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use nix::errno::Errno;
 

@@ -10,6 +10,8 @@ use super::{
     table::{self, Rule},
 };
 
+pub(in crate::sandbox) mod children;
+
 /// linux/audit.h
 const I386: u32 = 0x4000_0003;
 
