@@ -5,6 +5,7 @@ feature which this host lacks counts as a failure. The last line is `N passed, N
 """
 
 import argparse
+import ctypes
 import datetime
 import fnmatch
 import json
@@ -105,6 +106,11 @@ def has_user_namespaces():
     return subprocess.run(["unshare", "-U", "true"], stderr=subprocess.DEVNULL).returncode == 0
 
 
+def landlock_version():
+    create_ruleset, version = 444, 1
+    return ctypes.CDLL(None).syscall(create_ruleset, None, ctypes.c_size_t(0), version)
+
+
 def has_pypi():
     return PYTHON_CLIENT_READY
 
@@ -121,6 +127,8 @@ FEATURES = {
     "cgroup2-controllers": lambda: has_cgroup2(True),
     "missing-controllers": lambda: not has_cgroup2(True),
     "user-namespaces": has_user_namespaces,
+    "landlock": lambda: landlock_version() >= 2,
+    "landlock-scopes": lambda: landlock_version() >= 6,
     "qemu": has_qemu,
     "pypi": has_pypi,
 }

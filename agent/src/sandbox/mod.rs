@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod fences;
 pub mod files;
 pub mod init;
+pub mod landlock;
 pub mod lease;
 pub mod mounts;
 pub mod seccomp;
