@@ -279,6 +279,7 @@ const fn name_of(event: &Event) -> &'static str {
         Event::Attached { .. } => "Attached",
         Event::Ended { .. } => "Ended",
         Event::Outputs { .. } => "Outputs",
+        Event::Stuck { .. } => "Stuck",
         Event::Denied { .. } => "Denied",
     }
 }

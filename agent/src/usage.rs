@@ -256,7 +256,8 @@ impl AttemptReader {
     /// The attempt's init and all below it; none if that number is another process by now.
     fn descendants(&self, running: &Running) -> Option<Vec<Process>> {
         let init = self.process(running.init_pid)?;
-        if init.start_ticks != running.init_start_ticks {
+        let since = running.init_start_ticks;
+        if !(since..=since + START_TICKS_SLACK).contains(&init.start_ticks) {
             return None;
         }
         let mut processes = vec![init];
@@ -293,6 +294,9 @@ fn parse_stat(pid: u32, text: &str) -> Option<Process> {
     let ticks = number(14)? + number(15)? + number(16)? + number(17)?;
     Some(Process { pid, start_ticks: number(22)?, ticks, resident_pages: number(24)? })
 }
+
+/// The spawner tells the clock before the clone, not what the kernel then wrote down; no number comes round so fast.
+const START_TICKS_SLACK: u64 = 10;
 
 fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
@@ -406,6 +410,7 @@ mod tests {
             init_pid: pid,
             init_start_ticks: start_ticks,
             started_boottime_ms: 0,
+            phases: crate::spawner::protocol::StartPhases::default(),
         }
     }
 
@@ -473,6 +478,7 @@ mod tests {
             wall_ms: 3_000,
             fences: vec![],
             start_us: 1,
+            phases: crate::spawner::protocol::StartPhases::default(),
         };
         let last = meter.final_usage(&ended, begin + Duration::from_secs(3));
         assert_eq!((last.cpu_milliseconds, last.memory_byte_seconds), (Some(1_500), Some(7_000)));

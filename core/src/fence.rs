@@ -11,7 +11,7 @@ pub const NETWORK: &str = "ns.net";
 pub const LEASE_TIMER: &str = "lease.timer";
 
 /// Every fence that a job can name or do without, in alphabetic order.
-pub const ALL: [&str; 21] = [
+pub const ALL: [&str; 23] = [
     "caps.none",
     "kill.cgroup",
     "kill.pidns",
@@ -30,21 +30,28 @@ pub const ALL: [&str; 21] = [
     "ns.pid",
     "ns.user",
     "ns.uts",
+    "proc.subset",
+    "rlimits",
     "root.readonly",
     "seccomp",
     "uid.own",
 ];
 
 /// What the profile `strict` asks; [`NETWORK`] only of a job without the host's network.
-pub const STRICT: [&str; 14] = [
+pub const STRICT: [&str; 19] = [
     "ns.pid",
     "ns.mount",
     "ns.ipc",
     "ns.uts",
     NETWORK,
+    "ns.cgroup",
+    "ns.user",
     "root.readonly",
+    "proc.subset",
     "no_new_privs",
     "caps.none",
+    "seccomp",
+    "rlimits",
     "uid.own",
     "limits.cpu",
     "limits.memory",
@@ -54,8 +61,20 @@ pub const STRICT: [&str; 14] = [
 ];
 
 /// What the profile `shared` asks.
-pub const SHARED: [&str; 7] =
-    ["ns.pid", "no_new_privs", "uid.own", "limits.cpu", "limits.memory", "limits.pids", "kill.cgroup"];
+pub const SHARED: [&str; 9] = [
+    "ns.pid",
+    "no_new_privs",
+    "seccomp",
+    "rlimits",
+    "uid.own",
+    "limits.cpu",
+    "limits.memory",
+    "limits.pids",
+    "kill.cgroup",
+];
+
+/// Raised for `strict` and `shared` wherever a host has it, and not missed where it does not.
+pub const WHERE_PRESENT: [&str; 2] = ["landlock", "limits.io"];
 
 /// Does a word of `--without` stand for this fence? `limits` stands for every `limits.…`.
 #[must_use]

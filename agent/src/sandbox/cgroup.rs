@@ -5,6 +5,7 @@
 //! cgroups(7), the kernel's Documentation/admin-guide/cgroup-v2.rst.
 
 use std::{
+    ffi::CStr,
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -12,6 +13,7 @@ use std::{
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
+use super::sys;
 use crate::spawner::protocol::Limits;
 
 /// The subtree below which each job has a group.
@@ -22,6 +24,8 @@ pub struct Root {
     /// What this spawner made and removes when it is empty.
     made: Vec<PathBuf>,
     controllers: Vec<String>,
+    /// `MAJOR:MINOR rbps=N wbps=N` of each disk, as io.max wants it.
+    io_max: Vec<String>,
 }
 
 /// One job's group.
@@ -30,7 +34,8 @@ pub struct Group {
     path: PathBuf,
     directory: OwnedFd,
     events: OwnedFd,
-    limits_memory: Option<u64>,
+    limits: Option<Limits>,
+    has_memory: bool,
 }
 
 /// What a group used in its life.
@@ -98,14 +103,14 @@ impl Root {
         let controllers = enable_controllers(parent);
         make(&jobs)?;
         enable_controllers(&jobs);
-        Ok(Self { jobs, made, controllers })
+        Ok(Self { jobs, made, controllers, io_max: Vec::new() })
     }
 
     /// What a former spawner left is ended before this node is ready (FL-5).
     fn empty_leftovers(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.jobs)?.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let group = Group::open(entry.path(), None)?;
+                let group = Group::open(entry.path(), false)?;
                 group.kill()?;
                 group.wait_until_empty(std::time::Duration::from_secs(5))?;
                 group.remove();
@@ -120,43 +125,60 @@ impl Root {
         self.controllers.iter().any(|name| name == controller)
     }
 
-    /// Makes a job's group with its limits, before anything runs in it.
-    ///
-    /// # Errors
-    /// The group or a limit could not be set: the job must not start.
-    pub fn make_group(&self, name: &str, limits: &Limits) -> io::Result<Group> {
-        let path = self.jobs.join(name);
-        fs::create_dir(&path)?;
-        let memory = self.has("memory").then_some(limits.memory_bytes);
-        let group = Group::open(path, memory)?;
-        match self.limit(&group, limits) {
-            Ok(()) => Ok(group),
-            Err(error) => {
-                group.remove();
-                Err(error)
-            }
+    /// What each job may read from and write to each disk of this host, bytes a second; 0: no limit.
+    pub fn limit_io(&mut self, read_bytes_per_second: u64, write_bytes_per_second: u64) {
+        let rate = |bytes: u64| if bytes == 0 { "max".to_owned() } else { bytes.to_string() };
+        if read_bytes_per_second == 0 && write_bytes_per_second == 0 {
+            self.controllers.retain(|name| name != "io");
+            return;
         }
+        let (read, write) = (rate(read_bytes_per_second), rate(write_bytes_per_second));
+        self.io_max = disks().into_iter().map(|disk| format!("{disk} rbps={read} wbps={write}")).collect();
     }
 
-    fn limit(&self, group: &Group, limits: &Limits) -> io::Result<()> {
+    /// Makes a sandbox's group, before anything runs in it.
+    ///
+    /// # Errors
+    /// The group could not be made: nothing must start.
+    pub fn make_group(&self, name: &str) -> io::Result<Group> {
+        let path = self.jobs.join(name);
+        fs::create_dir(&path)?;
+        Group::open(path, self.has("memory"))
+    }
+
+    /// Writes a job's limits, before its first instruction; what is written already is not written again.
+    ///
+    /// # Errors
+    /// A limit could not be set: the job must not start.
+    pub fn limit(&self, group: &mut Group, limits: &Limits) -> io::Result<()> {
+        if group.limits.as_ref() == Some(limits) {
+            return Ok(());
+        }
+        group.limits = None;
         if self.has("cpu") {
             // Quota and period in microseconds: so many thousandths of a core.
             let quota = limits.cpu_milli.saturating_mul(100).max(1_000);
-            group.write("cpu.max", &format!("{quota} 100000"))?;
+            group.write(c"cpu.max", &format!("{quota} 100000"))?;
         }
         if self.has("memory") {
-            group.write("memory.max", &limits.memory_bytes.to_string())?;
+            group.write(c"memory.max", &limits.memory_bytes.to_string())?;
             // Without swap accounting the file is absent, and there is no swap to take.
-            match group.write("memory.swap.max", "0") {
+            match group.write(c"memory.swap.max", "0") {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
-            group.write("memory.oom.group", "1")?;
+            group.write(c"memory.oom.group", "1")?;
         }
         if self.has("pids") {
             // One more for the init.
-            group.write("pids.max", &(u64::from(limits.pids) + 1).to_string())?;
+            group.write(c"pids.max", &(u64::from(limits.pids) + 1).to_string())?;
         }
+        if self.has("io") {
+            for line in &self.io_max {
+                group.write(c"io.max", line)?;
+            }
+        }
+        group.limits = Some(*limits);
         Ok(())
     }
 
@@ -176,10 +198,10 @@ impl Root {
 }
 
 impl Group {
-    fn open(path: PathBuf, limits_memory: Option<u64>) -> io::Result<Self> {
-        let directory = fs::File::open(&path)?.into();
-        let events = fs::File::open(path.join("cgroup.events"))?.into();
-        Ok(Self { path, directory, events, limits_memory })
+    fn open(path: PathBuf, has_memory: bool) -> io::Result<Self> {
+        let directory: OwnedFd = fs::File::open(&path)?.into();
+        let events = sys::open_at(directory.as_fd(), c"cgroup.events", libc::O_RDONLY)?;
+        Ok(Self { path, directory, events, limits: None, has_memory })
     }
 
     /// For CLONE_INTO_CGROUP.
@@ -200,16 +222,14 @@ impl Group {
         &self.path
     }
 
-    fn write(&self, file: &str, value: &str) -> io::Result<()> {
-        fs::write(self.path.join(file), value)
+    fn write(&self, file: &CStr, value: &str) -> io::Result<()> {
+        let file = sys::open_at(self.directory.as_fd(), file, libc::O_WRONLY)?;
+        nix::unistd::write(&file, value.as_bytes())?;
+        Ok(())
     }
 
-    fn read_number(&self, file: &str, key: Option<&str>) -> Option<u64> {
-        let text = fs::read_to_string(self.path.join(file)).ok()?;
-        match key {
-            None => text.trim().parse().ok(),
-            Some(key) => text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()),
-        }
+    fn read_number(&self, file: &CStr, key: Option<&str>) -> Option<u64> {
+        number_in(&sys::open_at(self.directory.as_fd(), file, libc::O_RDONLY).ok()?, key)
     }
 
     /// SIGKILL to all in it, forks in flight included.
@@ -217,13 +237,13 @@ impl Group {
     /// # Errors
     /// As write(2) to cgroup.kill.
     pub fn kill(&self) -> io::Result<()> {
-        self.write("cgroup.kill", "1")
+        self.write(c"cgroup.kill", "1")
     }
 
     /// Nothing is in it or below it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.read_number("cgroup.events", Some("populated ")) == Some(0)
+        number_in(&self.events, Some("populated ")) == Some(0)
     }
 
     fn wait_until_empty(&self, limit: std::time::Duration) -> io::Result<()> {
@@ -248,22 +268,51 @@ impl Group {
     pub fn used(&self) -> Used {
         Used {
             // cpu.stat's usage is there without the controller, too.
-            cpu_ms: self.read_number("cpu.stat", Some("usage_usec ")).map(|us| us / 1_000),
-            memory_peak_bytes: self.read_number("memory.peak", None),
-            oom_kills: self.read_number("memory.events", Some("oom_kill ")).unwrap_or(0),
+            cpu_ms: self.read_number(c"cpu.stat", Some("usage_usec ")).map(|us| us / 1_000),
+            memory_peak_bytes: self.has_memory.then(|| self.read_number(c"memory.peak", None)).flatten(),
+            oom_kills: self
+                .has_memory
+                .then(|| self.read_number(c"memory.events", Some("oom_kill ")))
+                .flatten()
+                .unwrap_or(0),
         }
     }
 
     /// The memory limit, where there is one.
     #[must_use]
-    pub const fn memory_limit(&self) -> Option<u64> {
-        self.limits_memory
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.limits.filter(|_| self.has_memory).map(|limits| limits.memory_bytes)
     }
 
     /// Removes it; it must be empty.
     pub fn remove(&self) {
         let _kept_if_not_empty = fs::remove_dir(&self.path);
     }
+}
+
+/// A small file of the kernel's: its one number, or the one after `key`.
+fn number_in(file: &OwnedFd, key: Option<&str>) -> Option<u64> {
+    let mut buffer = [0; 1_024];
+    let length = nix::sys::uio::pread(file, &mut buffer, 0).ok()?;
+    let text = std::str::from_utf8(&buffer[..length]).ok()?;
+    match key {
+        None => text.trim().parse().ok(),
+        Some(key) => text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()),
+    }
+}
+
+/// Device numbers of the whole disks of this host: io.max knows no partitions, and loops and RAM are others' disks.
+fn disks() -> Vec<String> {
+    let blocks = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    blocks
+        .filter(|entry| {
+            !["loop", "ram", "zram", "sr", "fd"]
+                .iter()
+                .any(|kind| entry.file_name().to_string_lossy().starts_with(kind))
+        })
+        .filter_map(|entry| fs::read_to_string(entry.path().join("dev")).ok())
+        .map(|number| number.trim().to_owned())
+        .collect()
 }
 
 fn make(path: &Path) -> io::Result<()> {

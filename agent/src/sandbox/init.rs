@@ -1,62 +1,93 @@
-//! Pid 1 of a job: a clone of the spawner without another exec. It assembles
-//! what the job sees, starts it, reaps, forwards the order to end, watches the
-//! lease, tells how the job ended, and by its own end takes all else with it.
+//! Pid 1 of a sandbox: a clone of the spawner without another exec. It assembles
+//! what a job sees and parks; told what to run, it starts the job, reaps, forwards
+//! the order to end, watches lease and time limit, tells how the job ended, and by
+//! its own end takes all else with it.
 //!
-//! The steps are those of docs/sandbox.md, in that order; each failure names
-//! its step, and nothing of the job has run then.
+//! The steps are those of docs/sandbox.md, in that order; each failure names its
+//! step, and nothing of the job has run then. What follows here is every life of an
+//! init from top to bottom: [`prepare`], [`park`], [`start_job`], and `watch.rs`.
 
 use std::{
-    ffi::{CStr, CString, c_char, c_int, c_void},
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    ffi::{CStr, CString, c_int, c_void},
+    io::IoSliceMut,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+        unix::fs::FileExt as _,
+    },
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::{
+        signalfd::{SfdFlags, SigSet, SignalFd},
+        socket::{ControlMessageOwned, MsgFlags, recvmsg},
+    },
+};
 
 use super::{
-    files,
-    lease::{LeaseView, TERM_MS},
+    fences::{Fence, FenceSet},
+    files, landlock,
+    lease::LeaseView,
     mounts,
+    order::{self, Order},
+    seccomp::Filter,
     status::{self, Failure, Status, Step},
     sys,
+    watch::{self, Watch},
 };
-use crate::spawner::protocol::Start;
+use crate::spawner::protocol::DESCRIPTORS_MAX;
 
-/// All that the init and the job need, resolved by the spawner before the clone.
-pub struct Plan<'a> {
-    /// What was asked.
-    pub start: &'a Start,
-    /// Descriptors beside the request.
-    pub descriptors: &'a [OwnedFd],
+/// All that an init needs to make its sandbox, resolved by the spawner before the clone. The job is not known yet.
+pub struct Blueprint<'a> {
+    /// The fences to raise.
+    pub fences: FenceSet,
     /// This init's end of the pair to the spawner.
     pub control: OwnedFd,
-    /// The job's stdin, stdout, stderr.
+    /// /dev/null, and the write ends of the job's stdout and stderr.
     pub standard: [RawFd; 3],
     /// Its uid and gid; none: the spawner's own.
     pub identity: Option<u32>,
-    /// The fences to raise.
-    pub fences: &'a [&'static str],
-    /// Where the strict root is assembled.
+    /// The whole host's root is not ours: everything is in a user namespace.
+    pub rootless: bool,
+    /// The common half of the root, ready to be copied; none: it is assembled here.
+    pub template: Option<BorrowedFd<'a>>,
+    /// A network namespace that an earlier task of the same job has left, to be used again if it is clean.
+    pub network: Option<BorrowedFd<'a>>,
+    /// Where the root is assembled, if it is here.
     pub root: &'a CStr,
+    /// Of whose folders.
+    pub image: &'a std::path::Path,
+    /// Bytes of the private folders.
+    pub disk_bytes: u64,
     /// The working folder of a job that keeps the host's file system.
     pub folder: &'a CStr,
-    /// The lease's page, for an exclusive job.
-    pub lease: Option<BorrowedFd<'a>>,
+    /// The page with the lease's end.
+    pub lease: BorrowedFd<'a>,
+    /// Allowed system calls.
+    pub filter: &'a Filter,
+    /// The version of Landlock that this kernel has.
+    pub landlock_abi: u32,
+    /// The spawner is protected from the out-of-memory killer.
+    pub oom_protected: bool,
+}
+
+/// A sandbox that is ready for its job.
+struct Parked {
+    folder: OwnedFd,
+    children: SignalFd,
+}
+
+/// An order as it arrived: the packet that it points into, and what came beside it.
+struct Arrived {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
 }
 
 /// Runs the whole life of pid 1. Returns its exit code.
-pub fn run(plan: &Plan<'_>) -> c_int {
-    let control = plan.control.as_fd();
-    match prepare(plan).and_then(|(folder, lease)| start_job(plan, folder.as_fd()).map(|job| (folder, lease, job))) {
-        Ok((folder, lease, job)) => {
-            let _told =
-                status::send(control, &Status::Started { boottime_us: sys::boottime_us() }, Some(folder.as_fd()));
-            drop(folder);
-            // Who reads the job's pipes must see their end when the job's own copies are closed.
-            for fd in plan.standard {
-                let _closed = sys::close_range(fd.cast_unsigned(), fd.cast_unsigned(), 0);
-            }
-            watch(control, job, lease.as_ref())
-        }
+pub fn run(blueprint: &Blueprint<'_>) -> c_int {
+    let control = blueprint.control.as_fd();
+    match live(blueprint) {
+        Ok(code) => code,
         Err(failure) => {
             let _told = status::send(control, &Status::Failed(failure), None);
             1
@@ -64,86 +95,192 @@ pub fn run(plan: &Plan<'_>) -> c_int {
     }
 }
 
-fn has(plan: &Plan<'_>, fence: &str) -> bool {
-    plan.fences.contains(&fence)
+fn live(blueprint: &Blueprint<'_>) -> Result<c_int, Failure> {
+    let control = blueprint.control.as_fd();
+    let began_us = sys::boottime_us();
+    let (parked, network_joined) = prepare(blueprint)?;
+    let assemble_us = u32::try_from(sys::boottime_us() - began_us).unwrap_or(u32::MAX);
+    let ready = Status::Parked { network_joined, assemble_us };
+    status::send(control, &ready, Some(parked.folder.as_fd())).map_err(Failure::at(Step::Parent))?;
+    // None: the spawner is gone, or has no use for this sandbox any more.
+    let Some(arrived) = park(control)? else { return Ok(0) };
+    let received_us = sys::boottime_us();
+    let order: Order<'_> =
+        postcard::from_bytes(&arrived.bytes).map_err(|_| Failure::new(Step::Order, Errno::EBADMSG))?;
+    let lease =
+        order.exclusive.then(|| LeaseView::new(blueprint.lease)).transpose().map_err(Failure::at(Step::Lease))?;
+    let inputs = &arrived.descriptors[usize::from(order.stdin).min(arrived.descriptors.len())..];
+    if !order.inputs.is_empty() {
+        copy_inputs(blueprint, &order, inputs, parked.folder.as_fd())?;
+    }
+    let inputs_us = sys::boottime_us();
+    let job = start_job(blueprint, &parked, &order, arrived.descriptors.first())?;
+    let started_us = sys::boottime_us();
+    let _told = status::send(control, &Status::Started { received_us, inputs_us, started_us }, None);
+    let watch = Watch::new(control, &parked.children, job, lease, &order, started_us);
+    // What the job has is the job's: its folder must unmount, its pipes must end with it, its inputs be given back.
+    drop((parked.folder, arrived));
+    for fd in blueprint.standard {
+        let _closed = sys::close_range(fd.cast_unsigned(), fd.cast_unsigned(), 0);
+    }
+    Ok(watch::until_over(watch))
 }
 
-/// Everything before the job's process exists.
-fn prepare(plan: &Plan<'_>) -> Result<(OwnedFd, Option<LeaseView>), Failure> {
+/// Everything that does not depend on the job. Also: was the old network namespace taken?
+fn prepare(blueprint: &Blueprint<'_>) -> Result<(Parked, bool), Failure> {
+    let fences = blueprint.fences;
     sys::block_all_signals(true);
     // The folders of the root get the modes that are written here, whatever umask the unit sets.
     // SAFETY: umask(2) takes no memory and cannot fail.
     unsafe { libc::umask(0o022) };
-    // Ends with the spawner. If it is gone by now, its end of the pair is closed.
-    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64).map_err(Failure::at(Step::Parent))?;
-    wait_for_go(plan.control.as_fd())?;
-    close_all_but(&kept(plan)).map_err(Failure::at(Step::Descriptors))?;
-    // A job of the same uid could otherwise open our descriptors through /proc/1/fd.
-    sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(Failure::at(Step::Dumpable))?;
-    become_killable_for_memory();
-    if !has(plan, "ns.pid") {
+    if blueprint.rootless {
+        wait_for_go(blueprint.control.as_fd())?;
+    }
+    if fences.has(Fence::Descriptors) {
+        close_all_but(&kept(blueprint)).map_err(Failure::at(Step::Descriptors))?;
+    }
+    if blueprint.oom_protected {
+        become_killable_for_memory();
+    }
+    if !fences.has(Fence::NsPid) {
         sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1).map_err(Failure::at(Step::Parent))?;
     }
-    if has(plan, "ns.net") {
+    let network_joined = enter_namespaces(blueprint)?;
+    let folder = mount_what_it_sees(blueprint)?;
+    if fences.has(Fence::Keyring) {
+        // Not every kernel has keyrings; without them there is nothing to inherit.
+        let _absent = sys::join_new_session_keyring();
+    }
+    // SAFETY: SIG_DFL is always valid. Handlers do not outlive an exec; what the spawner ignores would.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let mut mask = SigSet::empty();
+    mask.add(nix::sys::signal::Signal::SIGCHLD);
+    let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(Failure::at(Step::Descriptors))?;
+    give_up_rights(blueprint)?;
+    // Ends with the spawner. Set after the last change of credentials, which clears it; a spawner that is gone by now
+    // has closed its end of the pair, and `park` sees that.
+    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64).map_err(Failure::at(Step::Parent))?;
+    Ok((Parked { folder, children }, network_joined))
+}
+
+/// The PID namespace is there from the clone, and as an ordinary user the user namespace.
+fn enter_namespaces(blueprint: &Blueprint<'_>) -> Result<bool, Failure> {
+    let fences = blueprint.fences;
+    // Before the template, in which there is no /proc yet.
+    let joined = match blueprint.network {
+        Some(network) => join_if_clean(network).map_err(Failure::at(Step::Namespaces))?,
+        None => false,
+    };
+    if let Some(template) = blueprint.template {
+        sys::enter_namespace(template, libc::CLONE_NEWNS).map_err(Failure::at(Step::MountRoot))?;
+    }
+    let flags = [
+        (Fence::NsMount, libc::CLONE_NEWNS),
+        (Fence::NsIpc, libc::CLONE_NEWIPC),
+        (Fence::NsUts, libc::CLONE_NEWUTS),
+        // Not before the birth in the job's cgroup, so that this is its root.
+        (Fence::NsCgroup, libc::CLONE_NEWCGROUP),
+        (Fence::NsNet, if joined { 0 } else { libc::CLONE_NEWNET }),
+    ];
+    let flags = flags.iter().filter(|(fence, _)| fences.has(*fence)).fold(0, |flags, (_, flag)| flags | flag);
+    sys::unshare(flags).map_err(Failure::at(Step::Namespaces))?;
+    if fences.has(Fence::NsNet) && !joined {
         sys::raise_loopback().map_err(Failure::at(Step::Loopback))?;
     }
-    if has(plan, "ns.uts") {
+    if fences.has(Fence::NsUts) {
         sys::set_hostname(c"muster").map_err(Failure::at(Step::Hostname))?;
     }
-    let folder = if has(plan, "root.readonly") {
-        let (uid, bytes) = (plan.identity.unwrap_or(0), plan.start.limits.disk_bytes);
-        mounts::assemble(plan.root, bytes, uid, uid).map_err(Failure::at(Step::MountRoot))?;
-        sys::open(c"/work", libc::O_RDONLY | libc::O_DIRECTORY).map_err(Failure::at(Step::MountWork))?
-    } else {
-        sys::open(plan.folder, libc::O_RDONLY | libc::O_DIRECTORY).map_err(Failure::at(Step::Folder))?
-    };
-    // Not every kernel has keyrings; without them there is nothing to inherit.
-    let _absent = sys::join_new_session_keyring();
-    let lease = plan.lease.map(LeaseView::new).transpose().map_err(Failure::at(Step::Lease))?;
-    if !plan.start.inputs.is_empty() {
-        copy_inputs(plan, folder.as_fd())?;
+    Ok(joined)
+}
+
+/// A socket that outlives its process (TIME_WAIT) would take a port from the next task: then a new namespace is made.
+fn join_if_clean(network: BorrowedFd<'_>) -> Result<bool, Errno> {
+    sys::enter_namespace(network, libc::CLONE_NEWNET)?;
+    sys::has_no_sockets()
+}
+
+/// Returns the working folder.
+fn mount_what_it_sees(blueprint: &Blueprint<'_>) -> Result<OwnedFd, Failure> {
+    let fences = blueprint.fences;
+    if !fences.has(Fence::RootReadonly) {
+        return sys::open(blueprint.folder, libc::O_RDONLY | libc::O_DIRECTORY).map_err(Failure::at(Step::Folder));
     }
-    Ok((folder, lease))
+    if blueprint.template.is_none() {
+        mounts::assemble(blueprint.root, blueprint.image).map_err(Failure::at(Step::MountRoot))?;
+    }
+    let proc = if fences.has(Fence::ProcSubset) { mounts::Proc::OwnOnly } else { mounts::Proc::Whole };
+    let bytes = if fences.has(Fence::LimitsDisk) { blueprint.disk_bytes } else { mounts::UNLIMITED };
+    mounts::mount_private(bytes, blueprint.identity, proc).map_err(Failure::at(Step::MountWork))?;
+    sys::open(c"/work", libc::O_RDONLY | libc::O_DIRECTORY).map_err(Failure::at(Step::MountWork))
+}
+
+/// What neither the init nor any job after it needs any more; the job inherits all of it for nothing.
+fn give_up_rights(blueprint: &Blueprint<'_>) -> Result<(), Failure> {
+    let fences = blueprint.fences;
+    if fences.has(Fence::Dumpable) {
+        // A job of the same uid could otherwise open our descriptors through /proc/1/fd.
+        sys::prctl(libc::PR_SET_DUMPABLE, 0).map_err(Failure::at(Step::Dumpable))?;
+    }
+    if fences.has(Fence::Rlimits) {
+        limit_resources().map_err(Failure::at(Step::Limits))?;
+    }
+    if fences.has(Fence::CapsNone) && !blueprint.rootless {
+        sys::drop_bounding_capabilities().map_err(Failure::at(Step::Capabilities))?;
+    }
+    if fences.has(Fence::NoNewPrivs) {
+        sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(Failure::at(Step::NoNewPrivileges))?;
+    }
+    if fences.has(Fence::Landlock) {
+        let policy = if fences.has(Fence::RootReadonly) { landlock::Policy::STRICT } else { landlock::Policy::SHARED };
+        landlock::restrict(blueprint.landlock_abi, &policy).map_err(Failure::at(Step::Landlock))?;
+    }
+    if fences.has(Fence::NsUser) && !blueprint.rootless {
+        // After all mounts, which belong to the host's user namespace and so are out of our own reach from here on.
+        sys::unshare(libc::CLONE_NEWUSER).map_err(Failure::at(Step::UserNamespace))?;
+    }
+    if fences.has(Fence::Seccomp) {
+        // Last, because it refuses most of the calls above.
+        blueprint.filter.install().map_err(Failure::at(Step::Seccomp))?;
+    }
+    Ok(())
+}
+
+/// Of every job alike; `RLIMIT_FSIZE` and `RLIMIT_NPROC` are the job's own.
+fn limit_resources() -> Result<(), Errno> {
+    sys::limit_resource(libc::RLIMIT_CORE, 0, 0)?;
+    sys::limit_resource(libc::RLIMIT_NOFILE, 1_024, 65_536)?;
+    sys::limit_resource(libc::RLIMIT_MEMLOCK, 8 << 20, 8 << 20)?;
+    sys::limit_resource(libc::RLIMIT_MSGQUEUE, 800 << 10, 800 << 10)?;
+    sys::limit_resource(libc::RLIMIT_SIGPENDING, 4_096, 4_096)?;
+    sys::limit_resource(libc::RLIMIT_NICE, 0, 0)?;
+    sys::limit_resource(libc::RLIMIT_RTPRIO, 0, 0)
 }
 
 /// The spawner is protected from the out-of-memory killer, and a child inherits that: a job at its
 /// memory limit would then hang for ever instead of being killed. Raising the score is always allowed.
 fn become_killable_for_memory() {
-    const SCORE: &str = "/proc/self/oom_score_adj";
-    let protected = std::fs::read_to_string(SCORE).is_ok_and(|score| score.starts_with('-'));
-    if protected {
-        let _kept_as_it_is = std::fs::write(SCORE, "0");
-    }
+    let _kept_as_it_is = std::fs::write("/proc/self/oom_score_adj", "0");
 }
 
 /// The spawner maps our uid first; `G` says that it is done.
 fn wait_for_go(control: BorrowedFd<'_>) -> Result<(), Failure> {
-    match read_order(control) {
-        Ok(Some(b'G')) => Ok(()),
-        Ok(_) => Err(Failure { step: Step::Parent, errno: libc::ESRCH }),
-        Err(errno) => Err(Failure::at(Step::Parent)(errno)),
-    }
-}
-
-fn read_order(control: BorrowedFd<'_>) -> Result<Option<u8>, Errno> {
     let mut order = [0u8; 1];
     loop {
         match nix::unistd::read(control, &mut order) {
-            Ok(0) => return Ok(None),
-            Ok(_) => return Ok(Some(order[0])),
+            Ok(1) if order[0] == order::GO => return Ok(()),
+            Ok(_) => return Err(Failure::new(Step::Parent, Errno::ESRCH)),
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
+            Err(errno) => return Err(Failure::new(Step::Parent, errno)),
         }
     }
 }
 
-fn kept(plan: &Plan<'_>) -> Vec<RawFd> {
+fn kept(blueprint: &Blueprint<'_>) -> Vec<RawFd> {
     // 0 to 2 stay taken, so that nothing that is opened here gets a number that the job's own will replace.
-    let mut kept: Vec<RawFd> = vec![0, 1, 2];
-    kept.extend(plan.descriptors.iter().map(|fd| fd.as_raw_fd()));
-    kept.extend(plan.standard);
-    kept.push(plan.control.as_raw_fd());
-    kept.extend(plan.lease.map(|lease| lease.as_raw_fd()));
+    let mut kept: Vec<RawFd> = vec![0, 1, 2, blueprint.control.as_raw_fd(), blueprint.lease.as_raw_fd()];
+    kept.extend(blueprint.standard);
+    kept.extend([blueprint.template, blueprint.network].into_iter().flatten().map(|fd| fd.as_raw_fd()));
     kept.sort_unstable();
     kept.dedup();
     kept
@@ -162,37 +299,91 @@ fn close_all_but(kept: &[RawFd]) -> Result<(), Errno> {
     sys::close_range(next, u32::MAX, 0)
 }
 
-/// In a child that holds the job's uid, so that the kernel checks its rights.
-fn copy_inputs(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Result<(), Failure> {
-    // SAFETY: one thread; the child leaves by exit_now.
-    match unsafe { sys::clone_process(0, None) }.map_err(Failure::at(Step::Inputs))? {
-        sys::Cloned::Child => {
-            let copied = become_job(plan).and_then(|()| files::copy_in(folder, &plan.start.inputs, plan.descriptors));
-            sys::exit_now(copied.err().map_or(0, |errno| errno as c_int))
-        }
-        sys::Cloned::Parent { pidfd, .. } => {
-            wait_readable(&[pidfd.as_raw_fd()], -1);
-            match sys::wait_pidfd(pidfd.as_fd(), true) {
-                Ok(Some(reaped)) if reaped.raw_status == 0 => Ok(()),
-                Ok(Some(reaped)) => Err(Failure { step: Step::Inputs, errno: libc::WEXITSTATUS(reaped.raw_status) }),
-                Ok(None) | Err(_) => Err(Failure { step: Step::Inputs, errno: libc::ECHILD }),
+/// Waits for the order, for as long as the spawner lives.
+fn park(control: BorrowedFd<'_>) -> Result<Option<Arrived>, Failure> {
+    // Pages of it that no packet fills are never touched.
+    let mut bytes = vec![0u8; order::PACKET_BYTES_MAX + 1];
+    let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX + 2]);
+    let (length, mut descriptors) = loop {
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        match recvmsg::<()>(control.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            Ok(message) => {
+                let mut descriptors: Vec<OwnedFd> = Vec::new();
+                for part in message.cmsgs().into_iter().flatten() {
+                    if let ControlMessageOwned::ScmRights(raw) = part {
+                        // SAFETY: the kernel has just made them for us.
+                        descriptors.extend(unsafe { order::own(raw) });
+                    }
+                }
+                break (message.bytes, descriptors);
             }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::new(Step::Order, errno)),
+        }
+    };
+    bytes.truncate(length);
+    match bytes.first() {
+        None => Ok(None),
+        // A stop that was faster than the order: there is nothing to stop.
+        Some(&order::TERMINATE) => Ok(None),
+        Some(&order::RUN_IN_MEMORY) if !descriptors.is_empty() => {
+            let memory = std::fs::File::from(descriptors.remove(0));
+            let bytes = read_all(&memory).map_err(|_| Failure::new(Step::Order, Errno::EIO))?;
+            Ok(Some(Arrived { bytes, descriptors }))
+        }
+        Some(_) => {
+            bytes.remove(0);
+            Ok(Some(Arrived { bytes, descriptors }))
         }
     }
 }
 
-fn become_job(plan: &Plan<'_>) -> Result<(), Errno> {
-    if let Some(uid) = plan.identity {
-        sys::drop_bounding_capabilities()?;
+fn read_all(memory: &std::fs::File) -> std::io::Result<Vec<u8>> {
+    let length = usize::try_from(memory.metadata()?.len()).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; length];
+    memory.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// In a child that holds the job's uid, so that the kernel checks its rights.
+fn copy_inputs(
+    blueprint: &Blueprint<'_>,
+    order: &Order<'_>,
+    inputs: &[OwnedFd],
+    folder: BorrowedFd<'_>,
+) -> Result<(), Failure> {
+    // SAFETY: one thread; the child leaves by exit_now.
+    let child = unsafe { sys::fork_process() }.map_err(Failure::at(Step::Inputs))?;
+    if child == 0 {
+        let copied = become_job(blueprint).and_then(|()| files::copy_in(folder, &order.inputs, inputs));
+        sys::exit_now(copied.err().map_or(0, |errno| errno as c_int));
+    }
+    match sys::wait_pid(child) {
+        Ok(0) => Ok(()),
+        Ok(raw_status) => Err(Failure { step: Step::Inputs, errno: libc::WEXITSTATUS(raw_status) }),
+        Err(errno) => Err(Failure::new(Step::Inputs, errno)),
+    }
+}
+
+fn become_job(blueprint: &Blueprint<'_>) -> Result<(), Errno> {
+    if let Some(uid) = blueprint.identity.filter(|_| blueprint.fences.has(Fence::UidOwn)) {
         sys::become_identity(uid, uid)?;
     }
-    sys::keep_capabilities(0)
+    if blueprint.fences.has(Fence::CapsNone) {
+        sys::keep_capabilities(0)?;
+    }
+    Ok(())
 }
 
 /// What the job's process needs, and where it leaves the reason if it never becomes user code.
-struct Launch<'a, 'b> {
-    plan: &'a Plan<'b>,
+struct Launch<'a> {
+    blueprint: &'a Blueprint<'a>,
     folder: BorrowedFd<'a>,
+    stdin: RawFd,
+    order: &'a Order<'a>,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    programs: Vec<CString>,
     failure: Option<Failure>,
 }
 
@@ -201,8 +392,23 @@ const LAUNCH_STACK_BYTES: usize = 256 << 10;
 
 /// The job's process: its pid here. It shares our memory until its exec, so
 /// that no page is copied for it, and we wait until then.
-fn start_job(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Result<i32, Failure> {
-    let mut launch = Launch { plan, folder, failure: None };
+fn start_job(
+    blueprint: &Blueprint<'_>,
+    parked: &Parked,
+    order: &Order<'_>,
+    stdin: Option<&OwnedFd>,
+) -> Result<i32, Failure> {
+    let stdin = stdin.filter(|_| order.stdin).map_or(blueprint.standard[0], |fd| fd.as_raw_fd());
+    let mut launch = Launch {
+        blueprint,
+        folder: parked.folder.as_fd(),
+        stdin,
+        order,
+        argv: order::pointers(order.arguments),
+        envp: order::pointers(order.environment),
+        programs: candidates(order),
+        failure: None,
+    };
     let mut stack = vec![0u8; LAUNCH_STACK_BYTES];
     // SAFETY: one thread; the child writes only `failure`, its stack and heap that nobody else uses meanwhile.
     let job =
@@ -210,7 +416,7 @@ fn start_job(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Result<i32, Failure> {
     match launch.failure {
         None => {
             // Only what is needed to signal the job is kept from here on.
-            let kill: u64 = if plan.identity.is_some() { 1 << 5 } else { 0 };
+            let kill: u64 = if blueprint.identity.is_some() { 1 << 5 } else { 0 };
             sys::keep_capabilities(kill).map_err(Failure::at(Step::Capabilities))?;
             Ok(job)
         }
@@ -221,8 +427,8 @@ fn start_job(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Result<i32, Failure> {
 /// From a copy of the init to the job. Returns only if it cannot, and leaves the reason.
 extern "C" fn become_user_code(launch: *mut c_void) -> c_int {
     // SAFETY: it points to the `Launch` of `start_job`, which waits until we are gone.
-    let launch = unsafe { &mut *launch.cast::<Launch<'_, '_>>() };
-    match enter(launch.plan, launch.folder) {
+    let launch = unsafe { &mut *launch.cast::<Launch<'_>>() };
+    match enter(launch) {
         Ok(never) => match never {},
         Err(failure) => launch.failure = Some(failure),
     }
@@ -231,68 +437,50 @@ extern "C" fn become_user_code(launch: *mut c_void) -> c_int {
 
 enum Never {}
 
-fn enter(plan: &Plan<'_>, folder: BorrowedFd<'_>) -> Result<Never, Failure> {
-    nix::unistd::setsid().map_err(Failure::at(Step::Session))?;
-    // Away from 0, 1 and 2 first, so that none overwrites another.
-    let high: Vec<RawFd> = plan
-        .standard
-        .iter()
-        .map(|fd| duplicate_high(*fd))
-        .collect::<Result<_, _>>()
-        .map_err(Failure::at(Step::Standard))?;
-    for (fd, place) in high.iter().zip(0..) {
-        sys::place_descriptor(*fd, place).map_err(Failure::at(Step::Standard))?;
+fn enter(launch: &Launch<'_>) -> Result<Never, Failure> {
+    let (blueprint, fences) = (launch.blueprint, launch.blueprint.fences);
+    if fences.has(Fence::Session) {
+        nix::unistd::setsid().map_err(Failure::at(Step::Session))?;
     }
-    sys::change_folder(folder.as_raw_fd()).map_err(Failure::at(Step::WorkingFolder))?;
-    // All others close at the exec.
-    sys::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC).map_err(Failure::at(Step::Descriptors))?;
-    let limit = |resource, soft, hard| sys::limit_resource(resource, soft, hard).map_err(Failure::at(Step::Limits));
-    limit(libc::RLIMIT_CORE, 0, 0)?;
-    limit(libc::RLIMIT_NOFILE, 1_024, 65_536)?;
-    limit(libc::RLIMIT_MEMLOCK, 8 << 20, 8 << 20)?;
-    become_job(plan).map_err(Failure::at(Step::Identity))?;
-    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(Failure::at(Step::NoNewPrivileges))?;
+    // All of them are above 2, because 0 to 2 were taken when they were opened: none overwrites another.
+    let standard = [launch.stdin, blueprint.standard[1], blueprint.standard[2]];
+    for (fd, place) in standard.into_iter().zip(0..) {
+        sys::place_descriptor(fd, place).map_err(Failure::at(Step::Standard))?;
+    }
+    sys::change_folder(launch.folder.as_raw_fd()).map_err(Failure::at(Step::WorkingFolder))?;
+    if fences.has(Fence::Descriptors) {
+        // All others close at the exec.
+        sys::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC).map_err(Failure::at(Step::Descriptors))?;
+    }
+    if fences.has(Fence::Rlimits) {
+        limit_job(blueprint, launch.order).map_err(Failure::at(Step::Limits))?;
+    }
+    become_job(blueprint).map_err(Failure::at(Step::Identity))?;
     // SAFETY: umask(2) takes no memory and cannot fail.
     unsafe { libc::umask(0o077) };
-    if !plan.start.working_folder.is_empty() {
-        let path = CString::new(plan.start.working_folder.clone())
-            .map_err(|_| Failure { step: Step::WorkingFolder, errno: libc::EINVAL })?;
-        sys::change_folder_to(&path).map_err(Failure::at(Step::WorkingFolder))?;
-    }
-    reset_signals();
-    Err(Failure::at(Step::Exec)(execute(plan)))
-}
-
-fn duplicate_high(fd: RawFd) -> Result<RawFd, Errno> {
-    // SAFETY: fcntl(2) with a number.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 100) };
-    if copy < 0 { Err(Errno::last()) } else { Ok(copy) }
-}
-
-/// The spawner ignores SIGPIPE and blocks others; a job starts with defaults.
-fn reset_signals() {
-    for signal in 1..=64 {
-        // SAFETY: SIG_DFL is always valid; signals that cannot be set are left.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    if let Some(path) = order::first(launch.order.working_folder) {
+        sys::change_folder_to(path).map_err(Failure::at(Step::WorkingFolder))?;
     }
     sys::block_all_signals(false);
+    Err(Failure::at(Step::Exec)(execute(launch)))
 }
 
-fn execute(plan: &Plan<'_>) -> Errno {
-    let strings = |items: Vec<Vec<u8>>| items.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
-    let environment =
-        plan.start.environment.iter().map(|(name, value)| [name.as_slice(), b"=", value].concat()).collect();
-    let (Ok(arguments), Ok(environment)) = (strings(plan.start.arguments.clone()), strings(environment)) else {
-        return Errno::EINVAL;
-    };
-    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
-        strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-    };
-    let (argv, envp) = (pointers(&arguments), pointers(&environment));
+fn limit_job(blueprint: &Blueprint<'_>, order: &Order<'_>) -> Result<(), Errno> {
+    if blueprint.identity.is_some() {
+        // By uid, so only where no other sandbox has the same.
+        sys::limit_resource(libc::RLIMIT_NPROC, order.processes_max, order.processes_max)?;
+    }
+    if blueprint.fences.has(Fence::LimitsDisk) && order.file_bytes_max > 0 {
+        sys::limit_resource(libc::RLIMIT_FSIZE, order.file_bytes_max, order.file_bytes_max)?;
+    }
+    Ok(())
+}
+
+fn execute(launch: &Launch<'_>) -> Errno {
     let mut reason = Errno::ENOENT;
-    for program in candidates(plan.start) {
-        // SAFETY: both arrays end in null and point to live C strings.
-        match unsafe { sys::execute(&program, argv.as_ptr(), envp.as_ptr()) } {
+    for program in &launch.programs {
+        // SAFETY: both arrays end in null and point to strings that end in NUL, in the order's packet.
+        match unsafe { sys::execute(program, launch.argv.as_ptr(), launch.envp.as_ptr()) } {
             Errno::ENOENT | Errno::ENOTDIR => {}
             other => reason = other,
         }
@@ -301,87 +489,13 @@ fn execute(plan: &Plan<'_>) -> Errno {
 }
 
 /// Where execvp(3) would look, by the job's own PATH.
-fn candidates(start: &Start) -> Vec<CString> {
-    let Some(program) = start.arguments.first() else { return Vec::new() };
-    if program.contains(&b'/') {
-        return CString::new(program.clone()).into_iter().collect();
+fn candidates(order: &Order<'_>) -> Vec<CString> {
+    let Some(program) = order::first(order.arguments) else { return Vec::new() };
+    if program.to_bytes().contains(&b'/') {
+        return vec![program.to_owned()];
     }
-    let path =
-        start.environment.iter().find(|(name, _)| name == b"PATH").map_or(&b"/usr/bin:/bin"[..], |(_, value)| value);
-    path.split(|byte| *byte == b':').filter_map(|folder| CString::new([folder, b"/", program].concat()).ok()).collect()
-}
-
-/// Reaps until the job is over. Whoever outlives it dies with pid 1.
-fn watch(control: BorrowedFd<'_>, job: i32, lease: Option<&LeaseView>) -> c_int {
-    use nix::sys::signalfd::{SfdFlags, SigSet, SignalFd};
-    let mut mask = SigSet::empty();
-    mask.add(nix::sys::signal::Signal::SIGCHLD);
-    let Ok(children) = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC) else { return 1 };
-    let (mut told, mut lease_ended) = (false, false);
-    loop {
-        if let Some(raw_status) = reap(job) {
-            let boottime_us = sys::boottime_us();
-            let _told = status::send(control, &Status::Ended { raw_status, told, boottime_us }, None);
-            return 0;
-        }
-        let timeout = lease.map_or(-1, |lease| lease_timeout(lease, lease_ended));
-        wait_readable(&[children.as_raw_fd(), control.as_raw_fd()], timeout);
-        while let Ok(Some(_)) = children.read_signal() {}
-        if sys::is_readable(control) {
-            match read_order(control) {
-                Ok(Some(status::TERMINATE)) => {
-                    told = true;
-                    signal_group(job, libc::SIGTERM);
-                }
-                Ok(Some(_)) => {}
-                // The spawner is gone; the kernel's signal is on its way.
-                Ok(None) | Err(_) => return 1,
-            }
-        }
-        let Some(lease) = lease else { continue };
-        let over_ms = (sys::boottime_us() / 1_000).saturating_sub(lease.deadline_ms());
-        if over_ms > 0 && !lease_ended {
-            (lease_ended, told) = (true, true);
-            let _told = status::send(control, &Status::LeaseEnded { boottime_us: sys::boottime_us() }, None);
-            signal_group(job, libc::SIGTERM);
-        } else if lease_ended && over_ms >= TERM_MS {
-            signal_group(job, libc::SIGKILL);
-            return 0;
-        }
-    }
-}
-
-fn lease_timeout(lease: &LeaseView, ended: bool) -> c_int {
-    let end = lease.deadline_ms().saturating_add(if ended { TERM_MS } else { 0 });
-    let left = end.saturating_sub(sys::boottime_us() / 1_000) + 1;
-    c_int::try_from(left).unwrap_or(c_int::MAX)
-}
-
-/// Reaps all that has ended; the job's raw status, if it is among them.
-fn reap(job: i32) -> Option<i32> {
-    let mut ended = None;
-    loop {
-        let mut raw_status = 0;
-        // SAFETY: a valid integer; -1 is any child.
-        let pid = unsafe { libc::waitpid(-1, &raw mut raw_status, libc::WNOHANG) };
-        if pid <= 0 {
-            return ended;
-        }
-        if pid == job {
-            ended = Some(raw_status);
-        }
-    }
-}
-
-/// The job made its own session, so its group has its number; we are its unreaped parent.
-fn signal_group(job: i32, signal: c_int) {
-    // SAFETY: kill(2) takes no memory.
-    unsafe { libc::kill(-job, signal) };
-}
-
-fn wait_readable(descriptors: &[RawFd], timeout_ms: c_int) {
-    let mut polls: Vec<libc::pollfd> =
-        descriptors.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
-    // SAFETY: a live array of that length.
-    unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) };
+    let path = order::variable(order.environment, b"PATH").unwrap_or(b"/usr/bin:/bin");
+    path.split(|byte| *byte == b':')
+        .filter_map(|folder| CString::new([folder, b"/", program.to_bytes()].concat()).ok())
+        .collect()
 }

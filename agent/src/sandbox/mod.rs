@@ -7,6 +7,8 @@ pub mod init;
 pub mod landlock;
 pub mod lease;
 pub mod mounts;
+pub mod order;
 pub mod seccomp;
 pub mod status;
 pub mod sys;
+pub mod watch;

@@ -54,6 +54,14 @@ pub enum Step {
     Capabilities,
     /// Copy the inputs in.
     Inputs,
+    /// Landlock rules.
+    Landlock,
+    /// A user namespace below the host's.
+    UserNamespace,
+    /// The filter over system calls.
+    Seccomp,
+    /// Hear what to run.
+    Order,
     /// Clone the job.
     Job,
     /// A session of its own.
@@ -98,6 +106,10 @@ impl Step {
             Self::Lease => "lease",
             Self::Capabilities => "capabilities",
             Self::Inputs => "inputs",
+            Self::Landlock => "landlock",
+            Self::UserNamespace => "user.namespace",
+            Self::Seccomp => "seccomp",
+            Self::Order => "order",
             Self::Job => "job",
             Self::Session => "session",
             Self::Standard => "standard",
@@ -122,6 +134,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// This step, for this reason.
+    #[must_use]
+    pub const fn new(step: Step, errno: Errno) -> Self {
+        Self { step, errno: errno as i32 }
+    }
+
     /// For `map_err`.
     pub const fn at(step: Step) -> impl FnOnce(Errno) -> Self {
         move |errno| Self { step, errno: errno as i32 }
@@ -133,10 +151,21 @@ impl Failure {
 pub enum Status {
     /// User code never ran.
     Failed(Failure),
-    /// It runs. Beside it: its working folder.
+    /// The sandbox is ready and waits for its job. Beside it: the working folder.
+    Parked {
+        /// It is in the network namespace that was offered, not in a new one.
+        network_joined: bool,
+        /// Microseconds from the clone until now.
+        assemble_us: u32,
+    },
+    /// The job runs. All in microseconds of CLOCK_BOOTTIME.
     Started {
-        /// When, in microseconds of CLOCK_BOOTTIME.
-        boottime_us: u64,
+        /// The order had arrived.
+        received_us: u64,
+        /// The inputs were there.
+        inputs_us: u64,
+        /// The exec was done.
+        started_us: u64,
     },
     /// The job's own process is over; all else in its namespace follows.
     Ended {
@@ -152,10 +181,12 @@ pub enum Status {
         /// When, in microseconds of CLOCK_BOOTTIME.
         boottime_us: u64,
     },
+    /// The job's time was over and the spawner had not said so: init ends it without asking.
+    TimeLimitEnded {
+        /// When, in microseconds of CLOCK_BOOTTIME.
+        boottime_us: u64,
+    },
 }
-
-/// The one order of the spawner: SIGTERM to the job's process group.
-pub const TERMINATE: u8 = b'T';
 
 const STATUS_BYTES_MAX: usize = 64;
 

@@ -81,6 +81,29 @@ pub unsafe fn vfork_process<T>(
     check(c_long::from(pid)).map(|pid| pid as i32)
 }
 
+/// fork(2) by the raw call, which a filter that refuses clone3(2) lets through. Returns the child's pid, 0 in the child.
+///
+/// # Errors
+/// As clone(2).
+///
+/// # Safety
+/// As for [`clone_process`].
+pub unsafe fn fork_process() -> Result<i32> {
+    let none = 0usize;
+    // SAFETY: no stack and no pointers: as fork(2).
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, none, none, none, none) })?;
+    Ok(pid as i32)
+}
+
+/// setns(2).
+///
+/// # Errors
+/// As setns(2).
+pub fn enter_namespace(namespace: BorrowedFd<'_>, kind: c_int) -> Result<()> {
+    // SAFETY: a live descriptor.
+    check(c_long::from(unsafe { libc::setns(namespace.as_raw_fd(), kind) })).map(drop)
+}
+
 /// Leaves without running anything that was registered in the parent.
 pub fn exit_now(code: c_int) -> ! {
     // SAFETY: always sound.
@@ -172,6 +195,25 @@ pub fn make_folder(path: &CStr, mode: u32) -> Result<()> {
     check(c_long::from(unsafe { libc::mkdir(path.as_ptr(), mode) })).map(drop)
 }
 
+/// chmod(2), which no umask lessens.
+///
+/// # Errors
+/// As chmod(2).
+pub fn change_mode(path: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: a C string.
+    check(c_long::from(unsafe { libc::chmod(path.as_ptr(), mode) })).map(drop)
+}
+
+/// mknod(2) of a character device.
+///
+/// # Errors
+/// As mknod(2).
+pub fn make_device(path: &CStr, mode: u32, major: u32, minor: u32) -> Result<()> {
+    // SAFETY: a C string.
+    check(c_long::from(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | mode, libc::makedev(major, minor)) }))?;
+    change_mode(path, mode)
+}
+
 /// chown(2).
 ///
 /// # Errors
@@ -197,6 +239,16 @@ pub fn change_owner_of(file: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
 pub fn open(path: &CStr, flags: c_int) -> Result<OwnedFd> {
     // SAFETY: a C string; the descriptor is new.
     check(c_long::from(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) }))
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// openat(2) of a file that a folder of the kernel's own (cgroupfs) holds.
+///
+/// # Errors
+/// As openat(2).
+pub fn open_at(folder: BorrowedFd<'_>, name: &CStr, flags: c_int) -> Result<OwnedFd> {
+    // SAFETY: a descriptor and a C string; the descriptor is new.
+    check(c_long::from(unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags | libc::O_CLOEXEC) }))
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
@@ -398,6 +450,31 @@ pub fn wait_pidfd(pidfd: BorrowedFd<'_>, reap: bool) -> Result<Option<Reaped>> {
     Ok(Some(Reaped { raw_status, usage }))
 }
 
+/// Waits until this unreaped child is over; its raw status as wait(2) returns it.
+///
+/// # Errors
+/// As waitpid(2).
+pub fn wait_pid(child: i32) -> Result<i32> {
+    let mut raw_status = 0;
+    loop {
+        // SAFETY: a valid integer.
+        match check(c_long::from(unsafe { libc::waitpid(child, &raw mut raw_status, 0) })) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(|_| raw_status),
+        }
+    }
+}
+
+/// SIGKILL to our own child behind `pidfd`, and waits until it is reaped: for one that runs only our code.
+pub fn end_and_reap(pidfd: BorrowedFd<'_>) {
+    let _already_over = signal_pidfd(pidfd, libc::SIGKILL);
+    while matches!(wait_pidfd(pidfd, true), Ok(None)) {
+        let mut poll = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd.
+        unsafe { libc::poll(&raw mut poll, 1, -1) };
+    }
+}
+
 /// pidfd_send_signal(2).
 ///
 /// # Errors
@@ -433,6 +510,23 @@ pub fn raise_loopback() -> Result<()> {
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
         check(c_long::from(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))).map(drop)
     }
+}
+
+/// Does this network namespace hold no socket, and none that only waits for its time to pass (TIME_WAIT)?
+///
+/// # Errors
+/// No /proc to read it from.
+pub fn has_no_sockets() -> Result<bool> {
+    let file = open(c"/proc/self/net/sockstat", libc::O_RDONLY)?;
+    let mut buffer = [0; 512];
+    let length = nix::unistd::read(&file, &mut buffer)?;
+    let text = std::str::from_utf8(&buffer[..length]).map_err(|_| Errno::EIO)?;
+    let number = |line: &str, key: &str| -> Option<u64> {
+        let mut words = text.lines().find_map(|found| found.strip_prefix(line))?.split(' ');
+        words.find(|word| *word == key)?;
+        words.next()?.parse().ok()
+    };
+    Ok(number("TCP:", "inuse") == Some(0) && number("TCP:", "tw") == Some(0) && number("UDP:", "inuse") == Some(0))
 }
 
 /// Microseconds of the clock that counts suspend.

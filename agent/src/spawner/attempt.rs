@@ -1,14 +1,15 @@
-//! One attempt as its keeper knows it, from the clone to the word "forget".
+//! One attempt as its keeper knows it, from the order to the word "forget".
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, rc::Rc};
 
+use super::sandbox::Sandbox;
 use crate::{
     sandbox::{cgroup::Group, status::Failure, sys},
-    spawner::protocol::{AttemptKey, Ended, Event, Running, Usage, Verdict},
+    spawner::protocol::{AttemptKey, Ended, Event, Running, StartPhases, Usage, Verdict},
 };
 
 /// Why we are ending it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Reason {
     /// The agent's order.
     Stopped,
@@ -19,7 +20,7 @@ pub enum Reason {
 }
 
 /// What its init told of the end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub enum Word {
     /// User code never ran.
     Failed(Failure),
@@ -33,15 +34,16 @@ pub struct Attempt {
     pub note: Vec<u8>,
     pub grace_ms: u64,
     pub time_limit_ms: u64,
-    pub exclusive: bool,
     pub identity: Option<u32>,
     pub fences: Vec<String>,
-    pub stdout: OwnedFd,
-    pub stderr: OwnedFd,
+    pub stdout: Rc<OwnedFd>,
+    pub stderr: Rc<OwnedFd>,
     pub requested_us: u64,
     /// Where the working folder is, if it is on a disk.
     pub folder_on_disk: Option<std::path::PathBuf>,
     pub stage: Stage,
+    /// Its entry in the keeper's timers.
+    pub timer_us: Option<u64>,
 }
 
 /// How far it is.
@@ -54,36 +56,43 @@ pub enum Stage {
 
 /// What is needed while something of it may run.
 pub struct Live {
-    pub control: OwnedFd,
-    pub pidfd: OwnedFd,
-    pub pid: u32,
-    pub pid_start_ticks: u64,
-    pub group: Option<Group>,
-    pub folder: Option<OwnedFd>,
+    pub sandbox: Sandbox,
+    /// Not handed over yet: the sandbox is being made.
+    pub order: Option<PendingOrder>,
+    /// When the order went to the init.
+    pub sent_us: u64,
+    pub phases: StartPhases,
     pub started_us: Option<u64>,
     pub ended_us: Option<u64>,
     pub word: Option<Word>,
     pub ending: Option<Reason>,
     /// The kill follows then, in microseconds of CLOCK_BOOTTIME.
     pub kill_at_us: Option<u64>,
+    /// It was killed and is looked at again then: what does not empty is killed again, and told.
+    pub look_again_at_us: Option<u64>,
     /// The init is reaped; its cgroup may not be empty yet.
     pub reaped: Option<sys::Reaped>,
+}
+
+/// An order that waits for its sandbox.
+pub struct PendingOrder {
+    pub packet: Vec<u8>,
+    pub descriptors: Vec<OwnedFd>,
 }
 
 impl Attempt {
     /// What the agent may know while it runs.
     pub fn running(&self, live: &Live) -> Running {
         let started_us = live.started_us.unwrap_or(self.requested_us);
+        let group = live.sandbox.group.as_ref();
         Running {
             fences: self.fences.clone(),
             start_us: started_us.saturating_sub(self.requested_us),
-            cgroup: live
-                .group
-                .as_ref()
-                .map(|group| std::os::unix::ffi::OsStrExt::as_bytes(group.path().as_os_str()).to_vec()),
-            init_pid: live.pid,
-            init_start_ticks: live.pid_start_ticks,
+            cgroup: group.map(|group| std::os::unix::ffi::OsStrExt::as_bytes(group.path().as_os_str()).to_vec()),
+            init_pid: live.sandbox.pid,
+            init_start_ticks: live.sandbox.pid_start_ticks,
             started_boottime_ms: started_us / 1_000,
+            phases: live.phases,
         }
     }
 
@@ -94,12 +103,12 @@ impl Attempt {
             (1.., Some(started), None) => Some(started.saturating_add(self.time_limit_ms.saturating_mul(1_000))),
             _ => None,
         };
-        [limit, live.kill_at_us].into_iter().flatten().min()
+        [limit, live.kill_at_us, live.look_again_at_us].into_iter().flatten().min()
     }
 
     /// Everything of it is gone: the verdict.
     pub fn conclude(&self, live: &Live, reaped: sys::Reaped) -> Ended {
-        let used = live.group.as_ref().map(Group::used).unwrap_or_default();
+        let used = live.sandbox.group.as_ref().map(Group::used).unwrap_or_default();
         let rusage = &reaped.usage;
         let micros = |time: libc::timeval| time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_usec.cast_unsigned();
         let rusage_ms = (micros(rusage.ru_utime) + micros(rusage.ru_stime)) / 1_000;
@@ -116,6 +125,7 @@ impl Attempt {
             wall_ms: if started_us == 0 { 0 } else { ended_us.saturating_sub(started_us) / 1_000 },
             fences: self.fences.clone(),
             start_us: if started_us == 0 { 0 } else { started_us.saturating_sub(self.requested_us) },
+            phases: live.phases,
         }
     }
 
@@ -134,7 +144,7 @@ fn verdict(live: &Live, init_status: i32, oom_kills: u64, peak: Option<u64>) -> 
         return Verdict::StartFailed { step: failure.step.name().to_owned(), errno: failure.errno };
     }
     if oom_kills > 0
-        && let Some(limit_bytes) = live.group.as_ref().and_then(Group::memory_limit)
+        && let Some(limit_bytes) = live.sandbox.group.as_ref().and_then(Group::memory_limit)
     {
         return Verdict::OutOfMemory { limit_bytes, peak_bytes: peak.unwrap_or(limit_bytes) };
     }

@@ -4,6 +4,7 @@ mod attempt;
 mod keeper;
 mod policy;
 pub mod protocol;
+mod sandbox;
 pub mod socket;
 
 use std::{
@@ -20,7 +21,7 @@ use std::{
 use clap::Parser;
 
 use crate::sandbox::{cgroup, fences::Fences};
-use keeper::{Farewell, Keeper};
+use keeper::{Farewell, Keeper, Parts};
 use policy::Policy;
 
 /// Keeper and parent of all jobs of this host.
@@ -104,16 +105,20 @@ fn run(options: &Options) -> Result<(), Error> {
     let lock = fs::File::create(options.state.join("lock")).map_err(io("make", &options.state))?;
     let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|(_, _)| Error::Taken { path: options.state.clone() })?;
-    let cgroups = cgroup::Root::find(&options.node_id).map_err(io("use the cgroup of", &options.state))?;
+    let mut cgroups = cgroup::Root::find(&options.node_id).map_err(io("use the cgroup of", &options.state))?;
+    if let Some(cgroups) = &mut cgroups {
+        cgroups.limit_io(policy.io_read_bytes_per_second, policy.io_write_bytes_per_second);
+    }
     let root = std::ffi::CString::new(options.state.join("root").into_os_string().into_encoded_bytes())
         .expect("a path has no NUL");
-    let fences = Fences::probe(!nix::unistd::geteuid().is_root(), cgroups.as_ref(), &root);
+    let fences = Fences::probe(!nix::unistd::geteuid().is_root(), cgroups.as_ref(), &root, &policy.image);
     let listener = listen(&options.socket, options.agent_uid).map_err(io("listen at", &options.socket))?;
     let agent_uid = options.agent_uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
     // SAFETY: our parent left this descriptor open for us, and named it.
     let parent = options.parent_fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-    let mut keeper = Keeper::new(policy, fences, cgroups, agent_uid, options.state.clone(), listener, parent)
-        .map_err(io("watch", &options.socket))?;
+    let state = options.state.clone();
+    let parts = Parts { policy, fences, cgroups, agent_uid, state, root, listener, parent };
+    let mut keeper = Keeper::new(parts).map_err(io("watch", &options.socket))?;
     let _no_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let farewell = keeper.run().map_err(io("watch", &options.socket))?;
     if let Some(cgroups) = &keeper.cgroups {

@@ -25,6 +25,14 @@ pub struct Policy {
     pub allow_poweroff: bool,
     /// Attempts held at once, ended ones included.
     pub attempts_max: usize,
+    /// Sandboxes that wait ready-made at most; 0: each is made when its job comes.
+    pub prepared_max: usize,
+    /// Whose `usr`, `bin`, `lib`, `etc` ... a strict job sees, read-only: `/`, or the folder of an image.
+    pub image: PathBuf,
+    /// What a job may read from each disk; 0: no limit. Needs the cgroup v2 controller `io`.
+    pub io_read_bytes_per_second: u64,
+    /// What a job may write to each disk; 0: no limit.
+    pub io_write_bytes_per_second: u64,
 }
 
 /// The weakest profile that a job may ask for.
@@ -72,6 +80,12 @@ pub enum Error {
         /// Last uid.
         last: u32,
     },
+    /// No such folder.
+    #[error("the image {image} must be the absolute path of a folder that holds usr, bin, lib and etc")]
+    Image {
+        /// The path.
+        image: PathBuf,
+    },
 }
 
 impl Default for Policy {
@@ -82,6 +96,10 @@ impl Default for Policy {
             weakest_profile: Weakest::None,
             allow_poweroff: false,
             attempts_max: 8_192,
+            prepared_max: 8,
+            image: PathBuf::from("/"),
+            io_read_bytes_per_second: 0,
+            io_write_bytes_per_second: 0,
         }
     }
 }
@@ -114,6 +132,9 @@ impl Policy {
     fn checked(self) -> Result<Self, Error> {
         if self.uid_first == 0 || self.uid_first > self.uid_last {
             return Err(Error::Range { first: self.uid_first, last: self.uid_last });
+        }
+        if !self.image.is_absolute() || !self.image.is_dir() {
+            return Err(Error::Image { image: self.image });
         }
         Ok(self)
     }

@@ -226,6 +226,11 @@ pub enum Event {
         /// No more follow.
         last: bool,
     },
+    /// Killed, and not gone long after: a process of it cannot die, for example in a call to a dead disk.
+    Stuck {
+        /// The attempt.
+        attempt: AttemptKey,
+    },
     /// A request that changes nothing: malformed, out of order, or against policy.
     Denied {
         /// The attempt, if it names one.
@@ -258,11 +263,13 @@ pub struct Running {
     /// Its init (profile none: the process itself), only to read usage from
     /// /proc: never to be signalled.
     pub init_pid: u32,
-    /// Start time of that process (field 22 of /proc/PID/stat), so that a
-    /// reused number is noticed.
+    /// Start time of that process (field 22 of /proc/PID/stat) or a little less,
+    /// so that a reused number is noticed.
     pub init_start_ticks: u64,
     /// When user code began, in milliseconds of CLOCK_BOOTTIME.
     pub started_boottime_ms: u64,
+    /// Where the time of the start went.
+    pub phases: StartPhases,
 }
 
 /// How an attempt ended.
@@ -278,6 +285,8 @@ pub struct Ended {
     pub fences: Vec<String>,
     /// Microseconds from the request to the job's exec; 0: it never ran.
     pub start_us: u64,
+    /// Where that time went.
+    pub phases: StartPhases,
 }
 
 /// The spawner's word on how it ended.
@@ -340,4 +349,23 @@ pub enum Collected {
         /// The sentence.
         reason: String,
     },
+}
+
+/// Where the time of a start went, in microseconds; zero for what was done ahead of the request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartPhases {
+    /// The sandbox was ready before the request came.
+    pub prepared: bool,
+    /// Its cgroup with its limits.
+    pub cgroup_us: u32,
+    /// The clone of its init.
+    pub clone_us: u32,
+    /// Namespaces, mounts, filter.
+    pub assemble_us: u32,
+    /// The order, until the init had it.
+    pub handover_us: u32,
+    /// Copying inputs in.
+    pub inputs_us: u32,
+    /// From there to the job's first instruction.
+    pub exec_us: u32,
 }

@@ -155,6 +155,7 @@ impl Supervisor {
                     self.store_outputs(attempt);
                 }
             }
+            Event::Stuck { attempt } => tracing::error!(?attempt, "it does not end after SIGKILL"),
             Event::Denied { attempt, reason } => self.on_denied(attempt, reason),
             Event::Welcome { .. } | Event::Held { .. } | Event::HeldAll => {
                 self.on_link_failed(&LinkError::OutOfOrder("a greeting"));

@@ -12,8 +12,8 @@ use std::{
 };
 
 use muster_agent::spawner::protocol::{
-    AttemptKey, Collected, Ended, Event, PACKET_BYTES_MAX, PROTOCOL_VERSION, Phase, Request, Running, Start, Usage,
-    Verdict,
+    AttemptKey, Collected, Ended, Event, PACKET_BYTES_MAX, PROTOCOL_VERSION, Phase, Request, Running, Start,
+    StartPhases, Usage, Verdict,
 };
 use nix::{
     cmsg_space,
@@ -108,7 +108,14 @@ impl FakeSpawner {
         let held = shared.held.get_mut(&key).unwrap();
         held.writers.clear();
         let usage = Usage { cpu_ms: 3, memory_peak_bytes: 4_096, approximate: true };
-        let end = Ended { verdict, usage, wall_ms: 5, fences: vec!["ns.pid".into()], start_us: 9 };
+        let end = Ended {
+            verdict,
+            usage,
+            wall_ms: 5,
+            fences: vec!["ns.pid".into()],
+            start_us: 9,
+            phases: StartPhases::default(),
+        };
         held.ended = Some(end.clone());
         if let Some(connection) = &shared.connection {
             send(connection, &Event::Ended { attempt: key, end }, &[]);
@@ -218,6 +225,7 @@ fn running() -> Running {
         init_pid: std::process::id(),
         init_start_ticks: 0,
         started_boottime_ms: 1,
+        phases: StartPhases::default(),
     }
 }
 

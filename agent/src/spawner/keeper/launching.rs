@@ -3,22 +3,28 @@
 use std::{
     ffi::CString,
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
+    rc::Rc,
 };
 
-use nix::{errno::Errno, sys::epoll::EpollFlags};
+use nix::{fcntl::OFlag, sys::epoll::EpollFlags};
 
 use super::{Keeper, set_nonblocking};
 use crate::{
     sandbox::{
         cgroup,
-        init::{self, Plan},
+        fences::{Fence, FenceSet},
+        init::{self, Blueprint},
+        mounts::Template,
+        order::{self, Strings},
+        status::{Failure, Step},
         sys::{self, Cloned},
     },
     spawner::{
-        attempt::{Attempt, Live, Stage},
-        protocol::{Ended, NOTE_BYTES_MAX, START_BYTES_MAX, Start, Usage, Verdict},
+        attempt::{Attempt, Live, PendingOrder, Stage, Word},
+        protocol::{AttemptKey, Ended, Limits, NOTE_BYTES_MAX, START_BYTES_MAX, Start, StartPhases, Usage, Verdict},
+        sandbox::{Made, Sandbox, Shape, between},
         socket,
     },
 };
@@ -43,7 +49,7 @@ impl Keeper {
         };
         let verdict = match refused {
             Some((fence, reason)) => Verdict::Refused { fence: fence.to_owned(), reason },
-            None => match self.launch(&start, &descriptors, requested_us) {
+            None => match self.launch(&start, descriptors, requested_us) {
                 Ok(()) => return,
                 // The host's shortage, not the job's fault: it is tried elsewhere or again.
                 Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => {
@@ -92,20 +98,28 @@ impl Keeper {
 
     fn keep_never_ran(&mut self, start: Start, verdict: Verdict) {
         let Ok((stdout, _)) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC) else { return };
-        let Ok(stderr) = stdout.try_clone() else { return };
-        let ended = Ended { verdict, usage: Usage::default(), wall_ms: 0, fences: Vec::new(), start_us: 0 };
+        let stdout = Rc::new(stdout);
+        let stderr = Rc::clone(&stdout);
+        let ended = Ended {
+            verdict,
+            usage: Usage::default(),
+            wall_ms: 0,
+            fences: Vec::new(),
+            start_us: 0,
+            phases: StartPhases::default(),
+        };
         let attempt = Attempt {
             key: start.attempt,
             note: start.note,
             grace_ms: 0,
             time_limit_ms: 0,
-            exclusive: false,
             identity: None,
             fences: Vec::new(),
             stdout,
             stderr,
             requested_us: 0,
             folder_on_disk: None,
+            timer_us: None,
             stage: Stage::Over { ended, folder: None },
         };
         let event = attempt.ended_event();
@@ -116,150 +130,259 @@ impl Keeper {
     }
 
     /// All or nothing: what a start that failed had taken is given back.
-    fn launch(&mut self, start: &Start, descriptors: &[OwnedFd], requested_us: u64) -> io::Result<()> {
+    fn launch(&mut self, start: &Start, descriptors: Vec<OwnedFd>, requested_us: u64) -> io::Result<()> {
+        let shape = self.shape_of(start);
+        let order = pending_order(start, descriptors)?;
+        let spare = self.take_spare(start, shape);
+        let prepared = spare.is_some();
+        let mut sandbox = match spare {
+            Some(sandbox) => sandbox,
+            None => {
+                let network = self.spares.network_for(start.attempt.job);
+                self.make(shape, network, &start.limits)?
+            }
+        };
+        let began_us = sys::boottime_us();
+        if let (Some(cgroups), Some(group)) = (&self.cgroups, &mut sandbox.group)
+            && let Err(error) = cgroups.limit(group, &start.limits)
+        {
+            sys::end_and_reap(sandbox.pidfd.as_fd());
+            self.discard(sandbox);
+            return Err(error);
+        }
+        let limits_us = between(began_us, sys::boottime_us());
+        let made = sandbox.made;
+        let phases = StartPhases {
+            prepared,
+            cgroup_us: if prepared { limits_us } else { made.cgroup_us + limits_us },
+            clone_us: if prepared { 0 } else { made.clone_us },
+            ..StartPhases::default()
+        };
+        self.keep(start, sandbox, order, phases, requested_us);
+        if prepared {
+            self.hand_over(start.attempt);
+        }
+        Ok(())
+    }
+
+    fn keep(
+        &mut self,
+        start: &Start,
+        mut sandbox: Sandbox,
+        order: PendingOrder,
+        phases: StartPhases,
+        requested_us: u64,
+    ) {
         let key = start.attempt;
-        let name = format!("{}.{}.{}.{}", key.job, key.task, key.number, key.term);
-        let identity = if self.rootless { None } else { Some(self.take_uid()?) };
-        let launched = self.launch_as(identity, &name, start, descriptors, requested_us);
-        if launched.is_err() {
+        self.tokens.insert(sandbox.token, key);
+        if start.exclusive {
+            self.fenced.insert(key);
+        }
+        let attempt = Attempt {
+            key,
+            note: start.note.clone(),
+            grace_ms: start.grace_ms,
+            time_limit_ms: start.time_limit_ms,
+            identity: sandbox.identity,
+            fences: sandbox.shape.fences.names().map(str::to_owned).collect(),
+            stdout: Rc::clone(&sandbox.stdout),
+            stderr: Rc::clone(&sandbox.stderr),
+            requested_us,
+            folder_on_disk: sandbox.folder_on_disk.take(),
+            timer_us: None,
+            stage: Stage::Live(Box::new(Live {
+                sandbox,
+                order: Some(order),
+                sent_us: 0,
+                phases,
+                started_us: None,
+                ended_us: None,
+                word: None,
+                ending: None,
+                kill_at_us: None,
+                look_again_at_us: None,
+                reaped: None,
+            })),
+        };
+        self.attempts.insert(key, attempt);
+    }
+
+    /// The sandbox is ready: its init gets the order.
+    pub(super) fn hand_over(&mut self, key: AttemptKey) {
+        let Some(Stage::Live(live)) = self.attempts.get_mut(&key).map(|attempt| &mut attempt.stage) else { return };
+        let Some(order) = live.order.take() else { return };
+        if !live.phases.prepared {
+            live.phases.assemble_us = live.sandbox.made.assemble_us;
+        }
+        live.sent_us = sys::boottime_us();
+        let borrowed: Vec<BorrowedFd<'_>> = order.descriptors.iter().map(|fd| fd.as_fd()).collect();
+        if let Err(error) = socket::send(live.sandbox.control.as_fd(), &order.packet, &borrowed) {
+            // Nothing of the job has run; the init's end is seen like any other.
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            live.word = Some(Word::Failed(Failure { step: Step::Order, errno }));
+            let _already_over = sys::signal_pidfd(live.sandbox.pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+
+    /// What must be the same for a sandbox to serve a start.
+    pub(super) fn shape_of(&self, start: &Start) -> Shape {
+        let fences = self.fences.granted(start);
+        Shape { fences, disk_bytes: if fences.has(Fence::RootReadonly) { start.limits.disk_bytes } else { 0 } }
+    }
+
+    /// Makes a sandbox: all or nothing. It is ready when its init says so.
+    pub(super) fn make(&mut self, shape: Shape, network: Option<Rc<OwnedFd>>, limits: &Limits) -> io::Result<Sandbox> {
+        let identity = match (self.rootless, self.uids.take()) {
+            (true, uid) => {
+                uid.into_iter().for_each(|uid| self.uids.give_back(uid));
+                None
+            }
+            (false, Some(uid)) => Some(uid),
+            (false, None) => {
+                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "every uid for jobs is in use"));
+            }
+        };
+        let token = self.new_token();
+        let name = format!("s{token}");
+        let made = self.make_as(identity, token, &name, shape, network, limits);
+        if made.is_err() {
             if let Some(uid) = identity {
-                self.uids_taken.remove(&uid);
+                self.uids.give_back(uid);
             }
             if let Some(cgroups) = &self.cgroups {
                 cgroups.remove_group(&name);
             }
             let _was_not_made = fs::remove_dir(self.state.join("work").join(&name));
         }
-        launched
+        made
     }
 
-    fn launch_as(
-        &mut self,
+    fn make_as(
+        &self,
         identity: Option<u32>,
+        token: u64,
         name: &str,
-        start: &Start,
-        descriptors: &[OwnedFd],
-        requested_us: u64,
-    ) -> io::Result<()> {
-        let key = start.attempt;
-        let fences = self.fences.granted(start);
-        let group = self.cgroups.as_ref().map(|root| root.make_group(name, &start.limits)).transpose()?;
-        let on_disk = !fences.contains(&"root.readonly");
+        shape: Shape,
+        network: Option<Rc<OwnedFd>>,
+        limits: &Limits,
+    ) -> io::Result<Sandbox> {
+        let began_us = sys::boottime_us();
+        let mut group = self.cgroups.as_ref().map(|root| root.make_group(name)).transpose()?;
+        if let (Some(cgroups), Some(group)) = (&self.cgroups, &mut group) {
+            cgroups.limit(group, limits)?;
+        }
+        let cgroup_us = between(began_us, sys::boottime_us());
+        let fences = self.fences.raised(shape.fences);
+        let on_disk = !fences.has(Fence::RootReadonly);
         let folder = self.state.join("work").join(name);
         if on_disk {
             make_work_folder(&folder, identity)?;
         }
         let folder_c = CString::new(folder.clone().into_os_string().into_encoded_bytes()).map_err(io::Error::other)?;
-        let cloexec = nix::fcntl::OFlag::O_CLOEXEC;
-        let (stdout, stdout_write) = nix::unistd::pipe2(cloexec)?;
-        let (stderr, stderr_write) = nix::unistd::pipe2(cloexec)?;
+        let (stdout, stdout_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let (stderr, stderr_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         if let Some(uid) = identity {
             // So that a job can open /dev/stdout.
             for pipe in [&stdout_write, &stderr_write] {
                 sys::change_owner_of(pipe.as_fd(), uid, uid)?;
             }
         }
-        let stdin = match start.stdin.and_then(|index| descriptors.get(usize::from(index))) {
-            Some(fd) => fd.try_clone()?,
-            None => fs::File::open("/dev/null")?.into(),
-        };
         let (control, init_control) = socket::pair()?;
-        let plan = Plan {
-            start,
-            descriptors,
+        let blueprint = Blueprint {
+            fences,
             control: init_control,
-            standard: [stdin.as_raw_fd(), stdout_write.as_raw_fd(), stderr_write.as_raw_fd()],
+            standard: [self.null.as_raw_fd(), stdout_write.as_raw_fd(), stderr_write.as_raw_fd()],
             identity,
-            fences: &fences,
+            rootless: self.rootless,
+            template: self.template.as_ref().filter(|_| !on_disk).map(Template::namespace),
+            network: network.as_deref().map(|fd| fd.as_fd()),
             root: &self.root,
+            image: &self.policy.image,
+            disk_bytes: shape.disk_bytes,
             folder: &folder_c,
-            lease: start.exclusive.then(|| self.lease.descriptor()),
+            lease: self.lease.descriptor(),
+            filter: &self.filter,
+            landlock_abi: self.fences.landlock_abi,
+            oom_protected: self.oom_protected,
         };
+        // In clock ticks of the kernel's interfaces, which are hundredths of a second wherever Linux runs today.
+        let pid_start_ticks = sys::boottime_us() / 10_000;
+        let cloning_us = sys::boottime_us();
         // SAFETY: this process has one thread; the child leaves by exit_now.
         let (pid, pidfd) =
-            match unsafe { sys::clone_process(self.flags(&fences), group.as_ref().map(cgroup::Group::directory)) }? {
-                Cloned::Child => sys::exit_now(init::run(&plan)),
+            match unsafe { sys::clone_process(self.flags(fences), group.as_ref().map(cgroup::Group::directory)) }? {
+                Cloned::Child => sys::exit_now(init::run(&blueprint)),
                 Cloned::Parent { pid, pidfd } => (pid, pidfd),
             };
-        drop(plan);
-        let token = self.next_token;
-        self.next_token += 1;
-        if let Err(error) = self.release(pid, &pidfd, &control, group.as_ref(), &fences, token) {
-            end_and_reap(&pidfd);
+        drop(blueprint);
+        let clone_us = between(cloning_us, sys::boottime_us());
+        if let Err(error) = self.release(pid, &pidfd, &control, group.as_ref(), fences, token) {
+            sys::end_and_reap(pidfd.as_fd());
             return Err(error);
         }
-        self.tokens.insert(token, key);
-        self.token_of.insert(key, token);
-        let live = Live {
+        Ok(Sandbox {
+            token,
+            shape,
             control,
             pidfd,
             pid: pid.cast_unsigned(),
-            pid_start_ticks: start_ticks(pid),
+            pid_start_ticks,
             group,
-            folder: None,
-            started_us: None,
-            ended_us: None,
-            word: None,
-            ending: None,
-            kill_at_us: None,
-            reaped: None,
-        };
-        let attempt = Attempt {
-            key,
-            note: start.note.clone(),
-            grace_ms: start.grace_ms,
-            time_limit_ms: start.time_limit_ms,
-            exclusive: start.exclusive,
             identity,
-            fences: fences.iter().map(|name| (*name).to_owned()).collect(),
-            stdout,
-            stderr,
-            requested_us,
+            stdout: Rc::new(stdout),
+            stderr: Rc::new(stderr),
+            folder: None,
             folder_on_disk: on_disk.then_some(folder),
-            stage: Stage::Live(Box::new(live)),
-        };
-        self.attempts.insert(key, attempt);
-        Ok(())
+            network,
+            made: Made { cgroup_us, clone_us, assemble_us: 0 },
+        })
     }
 
-    /// Maps the init's uid, watches it, and lets it go on.
+    /// Watches the init, and as an ordinary user maps its uid and lets it go on.
     fn release(
         &self,
         pid: i32,
         pidfd: &OwnedFd,
         control: &OwnedFd,
         group: Option<&cgroup::Group>,
-        fences: &[&str],
+        fences: FenceSet,
         token: u64,
     ) -> io::Result<()> {
-        if self.rootless && fences.contains(&"ns.pid") {
-            crate::sandbox::fences::map_own_uid(pid)?;
-        }
         set_nonblocking(control)?;
         self.watch(control.as_fd(), token, EpollFlags::EPOLLIN)?;
         self.watch(pidfd.as_fd(), token, EpollFlags::EPOLLIN)?;
         if let Some(group) = group {
             self.watch(group.events(), token, EpollFlags::EPOLLPRI)?;
         }
-        nix::unistd::write(control, b"G")?;
+        if self.rootless {
+            if self.flags(fences) & libc::CLONE_NEWUSER != 0 {
+                crate::sandbox::fences::map_own_uid(pid)?;
+            }
+            nix::unistd::write(control, &[order::GO])?;
+        }
         Ok(())
     }
 
-    fn flags(&self, fences: &[&str]) -> i32 {
-        let namespaces = crate::sandbox::fences::NAMESPACES
-            .iter()
-            .filter(|(name, _)| fences.contains(name))
-            .fold(0, |flags, (_, flag)| flags | flag);
-        if self.rootless && namespaces != 0 { namespaces | libc::CLONE_NEWUSER } else { namespaces }
+    /// The others are made by the init itself, off this thread.
+    fn flags(&self, fences: FenceSet) -> i32 {
+        let pid = if fences.has(Fence::NsPid) { libc::CLONE_NEWPID } else { 0 };
+        if self.rootless && fences.has(Fence::NsUser) { pid | libc::CLONE_NEWUSER } else { pid }
     }
+}
 
-    fn take_uid(&mut self) -> io::Result<u32> {
-        let range = self.policy.uid_first..=self.policy.uid_last;
-        let free = range.into_iter().find(|uid| !self.uids_taken.contains(uid));
-        let uid = free.ok_or_else(|| io::Error::new(io::ErrorKind::QuotaExceeded, "every uid for jobs is in use"))?;
-        self.uids_taken.insert(uid);
-        Ok(uid)
+/// The packet for the init; descriptors of the request follow stdin's, if there is one.
+fn pending_order(start: &Start, descriptors: Vec<OwnedFd>) -> io::Result<PendingOrder> {
+    let strings = Strings::of(start);
+    let (packet, memory) = strings.order(start).encode();
+    let mut beside = Vec::new();
+    if let Some(memory) = memory {
+        beside.push(crate::spawner_link::sealed_memfd(&memory)?);
     }
+    if let Some(stdin) = start.stdin.and_then(|index| descriptors.get(usize::from(index))) {
+        beside.push(stdin.try_clone()?);
+    }
+    beside.extend(descriptors);
+    Ok(PendingOrder { packet, descriptors: beside })
 }
 
 pub(super) fn read_start(descriptors: &mut Vec<OwnedFd>) -> Result<Start, String> {
@@ -288,18 +411,4 @@ fn make_work_folder(folder: &Path, identity: Option<u32>) -> io::Result<()> {
         std::os::unix::fs::chown(folder, Some(uid), Some(uid))?;
     }
     Ok(())
-}
-
-/// An init that was not let go on: nothing of a job runs in it, so it ends at once.
-fn end_and_reap(pidfd: &OwnedFd) {
-    let _already_over = sys::signal_pidfd(pidfd.as_fd(), libc::SIGKILL);
-    let mut polls = [nix::poll::PollFd::new(pidfd.as_fd(), nix::poll::PollFlags::POLLIN)];
-    while nix::poll::poll(&mut polls, nix::poll::PollTimeout::NONE) == Err(Errno::EINTR) {}
-    let _reaped = sys::wait_pidfd(pidfd.as_fd(), true);
-}
-
-/// Field 22 of /proc/PID/stat, after the name, which may hold anything.
-fn start_ticks(pid: i32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok()).unwrap_or(0)
 }

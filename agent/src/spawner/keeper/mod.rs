@@ -2,15 +2,19 @@
 //! It decides from what is: after every wake-up each attempt that something
 //! happened to is looked at anew.
 
+mod ending;
 mod launching;
 mod outputs;
+mod spares;
+mod talking;
+mod uids;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     ffi::CString,
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-    path::{Path, PathBuf},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use nix::{
@@ -19,21 +23,21 @@ use nix::{
 };
 
 use super::{
-    attempt::{Attempt, Reason, Stage, Word},
+    attempt::{Attempt, Reason, Stage},
     policy::Policy,
-    protocol::{AttemptKey, Ended, Event, PACKET_BYTES_MAX, PROTOCOL_VERSION, Phase, Request},
-    socket::{self, Received},
+    protocol::{AttemptKey, PACKET_BYTES_MAX},
 };
 use crate::sandbox::{
     cgroup,
-    fences::Fences,
+    fences::{Fence, Fences},
     lease::LeasePage,
-    status::{self, Status},
-    sys::{self, Cloned},
+    mounts::Template,
+    seccomp::Filter,
+    sys,
 };
-
-/// Events that wait for a slow agent; past them its connection is dropped, and nothing is lost.
-const EVENTS_MAX: usize = 65_536;
+use spares::Spares;
+use talking::Agent;
+use uids::Uids;
 
 /// Everything that the spawner holds.
 pub struct Keeper {
@@ -44,6 +48,11 @@ pub struct Keeper {
     pub agent_uid: u32,
     pub state: PathBuf,
     root: CString,
+    /// The common half of every strict root; none: each assembles its own.
+    template: Option<Template>,
+    filter: Filter,
+    null: OwnedFd,
+    oom_protected: bool,
     listener: OwnedFd,
     parent: Option<OwnedFd>,
     signals: nix::sys::signalfd::SignalFd,
@@ -52,26 +61,37 @@ pub struct Keeper {
     attempts: BTreeMap<AttemptKey, Attempt>,
     /// Every attempt ever accepted: refused the second time (FL-4).
     accepted: Accepted,
-    uids_taken: BTreeSet<u32>,
+    uids: Uids,
     lease: LeasePage,
+    /// Attempts that end with the lease.
+    fenced: BTreeSet<AttemptKey>,
+    /// What is due of each attempt, the earliest first, in microseconds of CLOCK_BOOTTIME.
+    timers: BTreeSet<(u64, AttemptKey)>,
     spawner_id: [u8; 16],
     boot_id: String,
     /// Attempts by the tokens of their descriptors.
     tokens: BTreeMap<u64, AttemptKey>,
     next_token: u64,
-    token_of: BTreeMap<AttemptKey, u64>,
+    spares: Spares,
     collecting: BTreeMap<u64, Collecting>,
+    /// What is left of sandboxes that are over: taken apart when nothing more urgent is there.
+    rubbish: Vec<ending::Rubbish>,
     /// Children that remove folders, to be reaped.
     helpers: Vec<OwnedFd>,
     stopping: bool,
     buffer: Vec<u8>,
 }
 
-struct Agent {
-    socket: OwnedFd,
-    greeted: bool,
-    queue: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
-    wants_write: bool,
+/// What the keeper is built of.
+pub struct Parts {
+    pub policy: Policy,
+    pub fences: Fences,
+    pub cgroups: Option<cgroup::Root>,
+    pub agent_uid: u32,
+    pub state: PathBuf,
+    pub root: CString,
+    pub listener: OwnedFd,
+    pub parent: Option<OwnedFd>,
 }
 
 /// Attempt ids in little space: mostly first tries of arrays.
@@ -119,53 +139,51 @@ impl Accepted {
 
 impl Keeper {
     /// # Errors
-    /// A descriptor could not be made.
-    #[allow(clippy::too_many_arguments, reason = "the parts that main has built")]
-    pub fn new(
-        policy: Policy,
-        fences: Fences,
-        cgroups: Option<cgroup::Root>,
-        agent_uid: u32,
-        state: PathBuf,
-        listener: OwnedFd,
-        parent: Option<OwnedFd>,
-    ) -> io::Result<Self> {
+    /// A descriptor could not be made, or the common root not be assembled.
+    pub fn new(parts: Parts) -> io::Result<Self> {
         use nix::sys::signalfd::{SfdFlags, SigSet, SignalFd};
         let mut mask = SigSet::empty();
         mask.add(nix::sys::signal::Signal::SIGTERM);
         mask.add(nix::sys::signal::Signal::SIGINT);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let mut spawner_id = [0; 16];
         getrandom::fill(&mut spawner_id).map_err(|error| io::Error::other(error.to_string()))?;
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-        let root = state.join("root");
-        fs::create_dir_all(&root)?;
-        fs::create_dir_all(state.join("work"))?;
+        fs::create_dir_all(parts.state.join("work"))?;
+        let rootless = !nix::unistd::geteuid().is_root();
+        let can_copy_root = !rootless && parts.fences.can_raise(Fence::RootReadonly);
+        let template = can_copy_root.then(|| Template::build(&parts.root, &parts.policy.image)).transpose()?;
+        let oom_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
         let keeper = Self {
-            rootless: !nix::unistd::geteuid().is_root(),
-            policy,
-            fences,
-            cgroups,
-            agent_uid,
-            root: CString::new(root.into_os_string().into_encoded_bytes()).map_err(io::Error::other)?,
-            state,
-            listener,
-            parent,
+            rootless,
+            template,
+            filter: Filter::strict(),
+            null: fs::OpenOptions::new().read(true).open("/dev/null")?.into(),
+            oom_protected: oom_score.starts_with('-'),
+            spares: Spares::new(&parts.policy),
+            uids: Uids::new(parts.policy.uid_first, parts.policy.uid_last),
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned(),
+            policy: parts.policy,
+            fences: parts.fences,
+            cgroups: parts.cgroups,
+            agent_uid: parts.agent_uid,
+            state: parts.state,
+            root: parts.root,
+            listener: parts.listener,
+            parent: parts.parent,
             signals,
-            epoll,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             agent: None,
             attempts: BTreeMap::new(),
             accepted: Accepted::default(),
-            uids_taken: BTreeSet::new(),
             lease: LeasePage::new()?,
+            fenced: BTreeSet::new(),
+            timers: BTreeSet::new(),
             spawner_id,
-            boot_id,
             tokens: BTreeMap::new(),
             next_token: FIRST_TOKEN,
-            token_of: BTreeMap::new(),
             collecting: BTreeMap::new(),
+            rubbish: Vec::new(),
             helpers: Vec::new(),
             stopping: false,
             buffer: vec![0; PACKET_BYTES_MAX],
@@ -186,6 +204,11 @@ impl Keeper {
         let _not_watched = self.epoll.delete(fd);
     }
 
+    fn new_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
     /// Runs until told to end and nothing is left.
     ///
     /// # Errors
@@ -193,8 +216,9 @@ impl Keeper {
     pub fn run(&mut self) -> io::Result<Farewell> {
         let mut farewell = Farewell::Terminated;
         let mut events = [EpollEvent::empty(); 64];
+        self.expect_the_usual();
         loop {
-            if self.stopping && !self.attempts.values().any(|attempt| matches!(attempt.stage, Stage::Live(_))) {
+            if self.stopping && self.is_empty() {
                 self.flush();
                 return Ok(farewell);
             }
@@ -219,363 +243,74 @@ impl Keeper {
                         self.end_all(u64::MAX);
                     }
                     token if self.collecting.contains_key(&token) => self.hear_collector(token),
-                    token => {
-                        if let Some(key) = self.tokens.get(&token).copied() {
-                            self.look_at(key);
-                        }
-                    }
+                    token => match self.tokens.get(&token).copied() {
+                        Some(key) => self.look_at(key),
+                        None => self.look_at_spare(token),
+                    },
                 }
             }
             self.meet_deadlines();
+            // The agent first: what it hears may bring the next job while we tidy up and make ready.
             self.flush();
+            self.prepare_one();
+            if ready == 0 || self.rubbish.len() > RUBBISH_MAX {
+                self.rubbish.clear();
+            }
             self.helpers.retain(|helper| matches!(sys::wait_pidfd(helper.as_fd(), true), Ok(None)));
         }
     }
 
+    fn is_empty(&self) -> bool {
+        self.spares.is_empty() && !self.attempts.values().any(|attempt| matches!(attempt.stage, Stage::Live(_)))
+    }
+
     fn timeout(&self) -> EpollTimeout {
-        let due = self.attempts.values().filter_map(Attempt::due_us).chain(self.lease_due_us()).min();
+        // Something can be done at once, unless something more urgent is there.
+        if self.spares.wants_one() || !self.rubbish.is_empty() {
+            return EpollTimeout::ZERO;
+        }
+        let attempt = self.timers.first().map(|(due, _)| *due);
+        let due = attempt.into_iter().chain(self.lease_due_us()).chain(self.spares.due_us()).min();
         let Some(due) = due else { return EpollTimeout::NONE };
         let left_ms = due.saturating_sub(sys::boottime_us()).div_ceil(1_000);
         EpollTimeout::try_from(i32::try_from(left_ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
     }
 
+    /// Puts what is due of an attempt in its place among the timers; after every change of it.
+    fn retime(&mut self, key: AttemptKey) {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let due = attempt.due_us();
+        if due == attempt.timer_us {
+            return;
+        }
+        if let Some(before) = attempt.timer_us.take() {
+            self.timers.remove(&(before, key));
+        }
+        attempt.timer_us = due;
+        self.timers.extend(due.map(|due| (due, key)));
+    }
+
     fn lease_due_us(&self) -> Option<u64> {
-        let fenced = self
-            .attempts
-            .values()
-            .any(|attempt| attempt.exclusive && matches!(&attempt.stage, Stage::Live(live) if live.ending.is_none()));
-        fenced.then(|| self.lease.deadline_ms().saturating_mul(1_000))
+        (!self.fenced.is_empty()).then(|| self.lease.deadline_ms().saturating_mul(1_000))
     }
 
     /// Ends all that runs: with its own grace, or at most with this one.
     fn end_all(&mut self, grace_max_ms: u64) {
         self.stopping = true;
+        self.end_spares();
         let keys: Vec<AttemptKey> = self.attempts.keys().copied().collect();
         for key in keys {
             let grace = self.attempts.get(&key).map_or(0, |attempt| attempt.grace_ms.min(grace_max_ms));
             self.end(key, Reason::Stopped, grace);
         }
     }
-
-    // --- The agent.
-
-    fn accept(&mut self) {
-        // SAFETY: accept4(2) without an address; the descriptor is new.
-        let fd = unsafe {
-            libc::accept4(
-                self.listener.as_raw_fd(),
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-            )
-        };
-        if fd < 0 {
-            return;
-        }
-        // SAFETY: as above.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
-        let allowed = [0, self.agent_uid, nix::unistd::geteuid().as_raw()];
-        if !peer.is_ok_and(|peer| allowed.contains(&peer.uid())) {
-            tracing::warn!("a process that is not the agent was refused");
-            return;
-        }
-        self.drop_agent();
-        if self.watch(socket.as_fd(), AGENT, EpollFlags::EPOLLIN).is_ok() {
-            self.agent = Some(Agent { socket, greeted: false, queue: VecDeque::new(), wants_write: false });
-        }
-    }
-
-    fn drop_agent(&mut self) {
-        if let Some(agent) = self.agent.take() {
-            self.unwatch(agent.socket.as_fd());
-        }
-    }
-
-    fn hear_agent(&mut self) {
-        // Bounded, so that a flood of requests does not delay deadlines.
-        for _ in 0..256 {
-            let Some(agent) = &self.agent else { return };
-            match socket::receive::<Request>(agent.socket.as_fd(), &mut self.buffer) {
-                Ok(Received::Message(request, descriptors)) => self.obey(request, descriptors),
-                Ok(Received::Nothing) => return,
-                Ok(Received::Malformed(reason)) => self.deny(None, reason),
-                Ok(Received::Closed) | Err(_) => return self.drop_agent(),
-            }
-        }
-    }
-
-    fn deny(&mut self, attempt: Option<AttemptKey>, reason: impl Into<String>) {
-        self.tell(&Event::Denied { attempt, reason: reason.into() }, Vec::new());
-    }
-
-    fn tell(&mut self, event: &Event, descriptors: Vec<OwnedFd>) {
-        let Some(agent) = &mut self.agent else { return };
-        let Ok(packet) = socket::encode(event) else { return };
-        if agent.queue.len() >= EVENTS_MAX {
-            tracing::warn!("the agent does not read; its connection is dropped");
-            return self.drop_agent();
-        }
-        agent.queue.push_back((packet, descriptors));
-    }
-
-    fn flush(&mut self) {
-        let Some(agent) = &mut self.agent else { return };
-        while let Some((packet, descriptors)) = agent.queue.front() {
-            let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(|fd| fd.as_fd()).collect();
-            match socket::send(agent.socket.as_fd(), packet, &borrowed) {
-                Ok(()) => {
-                    agent.queue.pop_front();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return self.drop_agent(),
-            }
-        }
-        let wants_write = !agent.queue.is_empty();
-        if wants_write != agent.wants_write {
-            agent.wants_write = wants_write;
-            let flags = if wants_write { EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
-            let _gone = self.epoll.modify(&agent.socket, &mut EpollEvent::new(flags, AGENT));
-        }
-    }
-
-    fn obey(&mut self, request: Request, mut descriptors: Vec<OwnedFd>) {
-        let greeted = self.agent.as_ref().is_some_and(|agent| agent.greeted);
-        if !greeted && !matches!(request, Request::Hello { .. }) {
-            return self.deny(None, "the first message must be Hello");
-        }
-        match request {
-            Request::Hello { version } => self.greet(version),
-            Request::Start(start) => self.start(*start, descriptors),
-            Request::StartInMemory => match launching::read_start(&mut descriptors) {
-                Ok(start) => self.start(start, descriptors),
-                Err(reason) => self.deny(None, reason),
-            },
-            Request::Stop { attempt, grace_ms } => self.end(attempt, Reason::Stopped, grace_ms),
-            Request::Attach { attempt } => self.attach(attempt),
-            Request::Collect { attempt, paths, file_bytes_max } => self.collect(attempt, paths, file_bytes_max),
-            Request::Forget { attempt } => self.forget(attempt),
-            Request::RenewLease { deadline_boottime_ms } => self.lease.extend(deadline_boottime_ms),
-            Request::Poweroff => self.power_off(),
-        }
-    }
-
-    fn greet(&mut self, version: u16) {
-        if version != PROTOCOL_VERSION {
-            return self.deny(None, format!("this spawner speaks protocol {PROTOCOL_VERSION}, not {version}"));
-        }
-        if let Some(agent) = &mut self.agent {
-            agent.greeted = true;
-        }
-        let welcome = Event::Welcome {
-            version: PROTOCOL_VERSION,
-            boot_id: self.boot_id.clone(),
-            spawner_id: self.spawner_id,
-            fences: self.fences.present.iter().map(|name| (*name).to_owned()).collect(),
-            missing: self.fences.missing.iter().map(|(name, why)| ((*name).to_owned(), why.clone())).collect(),
-            poweroff: self.policy.allow_poweroff,
-        };
-        self.tell(&welcome, Vec::new());
-        let held: Vec<Event> = self.attempts.values().map(held).collect();
-        for event in held {
-            self.tell(&event, Vec::new());
-        }
-        self.tell(&Event::HeldAll, Vec::new());
-    }
-
-    fn attach(&mut self, key: AttemptKey) {
-        let Some(attempt) = self.attempts.get(&key) else { return self.deny(Some(key), "no such attempt is held") };
-        let pipes: io::Result<Vec<OwnedFd>> =
-            [&attempt.stdout, &attempt.stderr].into_iter().map(OwnedFd::try_clone).collect();
-        match pipes {
-            Ok(pipes) => self.tell(&Event::Attached { attempt: key }, pipes),
-            Err(error) => self.deny(Some(key), error.to_string()),
-        }
-    }
-
-    fn power_off(&mut self) {
-        if !self.policy.allow_poweroff {
-            return self.deny(None, "power-off is not allowed here: set allow_poweroff in spawner.toml");
-        }
-        if let Err(error) = std::process::Command::new("systemctl").arg("poweroff").spawn() {
-            self.deny(None, format!("systemctl poweroff: {error}"));
-        }
-    }
-
-    // --- Living and ending.
-
-    /// Something happened to this attempt: reap its init, read what it told, see whether all is gone.
-    fn look_at(&mut self, key: AttemptKey) {
-        self.reap_init(key);
-        // After the reaping: what an init that has ended told before is all there by then.
-        self.hear_init(key);
-        let Some(attempt) = self.attempts.get(&key) else { return };
-        let Stage::Live(live) = &attempt.stage else { return };
-        let Some(reaped) = live.reaped else { return };
-        if live.group.as_ref().is_none_or(cgroup::Group::is_empty) {
-            let ended = attempt.conclude(live, reaped);
-            self.close(key, ended);
-        }
-    }
-
-    fn reap_init(&mut self, key: AttemptKey) {
-        let Some(attempt) = self.attempts.get_mut(&key) else { return };
-        let Stage::Live(live) = &mut attempt.stage else { return };
-        if live.reaped.is_some() {
-            return;
-        }
-        if let Ok(Some(reaped)) = sys::wait_pidfd(live.pidfd.as_fd(), true) {
-            live.reaped = Some(reaped);
-            // A dead process stays readable for ever.
-            let _not_watched = self.epoll.delete(live.pidfd.as_fd());
-            if let Some(group) = &live.group {
-                let _already_empty = group.kill();
-            }
-        }
-    }
-
-    fn close(&mut self, key: AttemptKey, ended: Ended) {
-        if let Some(token) = self.token_of.remove(&key) {
-            self.tokens.remove(&token);
-        }
-        let Some(attempt) = self.attempts.get_mut(&key) else { return };
-        let Stage::Live(live) = std::mem::replace(&mut attempt.stage, Stage::Over { ended, folder: None }) else {
-            return;
-        };
-        if let Stage::Over { folder, .. } = &mut attempt.stage {
-            *folder = live.folder;
-        }
-        for fd in [live.control.as_fd(), live.pidfd.as_fd()] {
-            let _not_watched = self.epoll.delete(fd);
-        }
-        if let Some(group) = live.group {
-            let _not_watched = self.epoll.delete(group.events());
-            group.remove();
-        }
-        let event = attempt.ended_event();
-        if let Some(event) = event {
-            self.tell(&event, Vec::new());
-        }
-    }
-
-    fn hear_init(&mut self, key: AttemptKey) {
-        loop {
-            let Some(attempt) = self.attempts.get_mut(&key) else { return };
-            let Stage::Live(live) = &mut attempt.stage else { return };
-            match status::receive(live.control.as_fd()) {
-                status::Received::Status(Status::Started { boottime_us }, folder) => {
-                    live.started_us = Some(boottime_us);
-                    live.folder = folder;
-                    let Stage::Live(live) = &attempt.stage else { return };
-                    let running = attempt.running(live);
-                    let pipes: io::Result<Vec<OwnedFd>> =
-                        [&attempt.stdout, &attempt.stderr].into_iter().map(OwnedFd::try_clone).collect();
-                    self.tell(&Event::Started { attempt: key, running }, pipes.unwrap_or_default());
-                }
-                status::Received::Status(Status::Failed(failure), _) => live.word = Some(Word::Failed(failure)),
-                status::Received::Status(Status::Ended { raw_status, told, boottime_us }, _) => {
-                    live.word = Some(Word::Own { raw_status, told });
-                    live.ended_us = Some(boottime_us);
-                }
-                status::Received::Status(Status::LeaseEnded { .. }, _) => {
-                    live.ending = live.ending.or(Some(Reason::LeaseEnded))
-                }
-                status::Received::Nothing | status::Received::Closed => return,
-            }
-        }
-    }
-
-    /// SIGTERM, the grace, then everything. A second order may only shorten the grace.
-    fn end(&mut self, key: AttemptKey, reason: Reason, grace_ms: u64) {
-        let Some(attempt) = self.attempts.get_mut(&key) else { return };
-        let Stage::Live(live) = &mut attempt.stage else { return };
-        let kill_at = sys::boottime_us().saturating_add(grace_ms.saturating_mul(1_000));
-        live.kill_at_us = Some(live.kill_at_us.map_or(kill_at, |earlier| earlier.min(kill_at)));
-        if live.ending.is_none() {
-            live.ending = Some(reason);
-            let _init_is_gone = nix::unistd::write(&live.control, &[status::TERMINATE]);
-        }
-        if grace_ms == 0 {
-            self.kill(key);
-        }
-    }
-
-    fn kill(&mut self, key: AttemptKey) {
-        let Some(attempt) = self.attempts.get_mut(&key) else { return };
-        let Stage::Live(live) = &mut attempt.stage else { return };
-        live.kill_at_us = None;
-        if let Some(group) = &live.group {
-            let _empty = group.kill();
-        }
-        // Pid 1 takes its whole namespace with it.
-        let _gone = sys::signal_pidfd(live.pidfd.as_fd(), libc::SIGKILL);
-    }
-
-    fn meet_deadlines(&mut self) {
-        let now = sys::boottime_us();
-        let due: Vec<(AttemptKey, u64)> = self
-            .attempts
-            .values()
-            .filter(|attempt| attempt.due_us().is_some_and(|due| due <= now))
-            .map(|attempt| (attempt.key, attempt.grace_ms))
-            .collect();
-        for (key, grace_ms) in due {
-            let killing = matches!(self.attempts.get(&key).map(|attempt| &attempt.stage), Some(Stage::Live(live)) if live.kill_at_us.is_some_and(|at| at <= now));
-            if killing {
-                self.kill(key);
-            } else {
-                self.end(key, Reason::TimedOut, grace_ms);
-            }
-        }
-        if self.lease_due_us().is_some_and(|due| due <= now) {
-            let fenced: Vec<AttemptKey> =
-                self.attempts.values().filter(|attempt| attempt.exclusive).map(|attempt| attempt.key).collect();
-            for key in fenced {
-                self.end(key, Reason::LeaseEnded, crate::sandbox::lease::TERM_MS);
-            }
-        }
-    }
-
-    fn forget(&mut self, key: AttemptKey) {
-        match self.attempts.get(&key).map(|attempt| &attempt.stage) {
-            Some(Stage::Over { .. }) => {}
-            Some(Stage::Live(_)) => return self.deny(Some(key), "it is not over"),
-            None => return,
-        }
-        let Some(attempt) = self.attempts.remove(&key) else { return };
-        if let Some(uid) = attempt.identity {
-            self.uids_taken.remove(&uid);
-        }
-        if let Some(folder) = attempt.folder_on_disk {
-            // Mostly it is empty; only a tree is worth a child.
-            if fs::remove_dir(&folder).is_err() {
-                self.helpers.extend(remove_in_child(&folder));
-            }
-        }
-    }
 }
 
-fn held(attempt: &Attempt) -> Event {
-    let phase = match &attempt.stage {
-        Stage::Live(live) if live.ending.is_some() => Phase::Stopping(attempt.running(live)),
-        Stage::Live(live) => Phase::Running(attempt.running(live)),
-        Stage::Over { ended, .. } => Phase::Ended(ended.clone()),
-    };
-    Event::Held { attempt: attempt.key, note: attempt.note.clone(), phase }
-}
+/// Sandboxes taken apart later at most: each holds descriptors.
+const RUBBISH_MAX: usize = 64;
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(())
-}
-
-/// Off the loop: a large tree takes time.
-fn remove_in_child(folder: &Path) -> Option<OwnedFd> {
-    // SAFETY: one thread; the child leaves by exit_now.
-    match unsafe { sys::clone_process(0, None) } {
-        Ok(Cloned::Child) => sys::exit_now(i32::from(fs::remove_dir_all(folder).is_err())),
-        Ok(Cloned::Parent { pidfd, .. }) => Some(pidfd),
-        Err(_) => None,
-    }
 }

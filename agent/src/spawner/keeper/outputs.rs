@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    rc::Rc,
 };
 
 use nix::sys::epoll::EpollFlags;
@@ -31,8 +32,7 @@ impl Keeper {
         };
         match collect_in_child(folder.as_fd(), *identity, &paths, bytes_max) {
             Ok((socket, pidfd)) => {
-                let token = self.next_token;
-                self.next_token += 1;
+                let token = self.new_token();
                 if self.watch(socket.as_fd(), token, EpollFlags::EPOLLIN).is_ok() {
                     self.collecting.insert(token, Collecting { attempt: key, socket, pidfd, left: paths.len() });
                 }
@@ -48,7 +48,10 @@ impl Keeper {
             match socket::receive::<(Vec<u8>, Collected)>(collecting.socket.as_fd(), &mut self.buffer) {
                 Ok(Received::Message(file, descriptors)) => {
                     collecting.left = collecting.left.saturating_sub(1);
-                    self.tell(&Event::Outputs { attempt, files: vec![file], last: false }, descriptors);
+                    self.tell(
+                        &Event::Outputs { attempt, files: vec![file], last: false },
+                        descriptors.into_iter().map(Rc::new).collect(),
+                    );
                 }
                 Ok(Received::Nothing) => return,
                 Ok(Received::Malformed(_) | Received::Closed) | Err(_) => {

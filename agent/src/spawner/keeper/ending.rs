@@ -1,0 +1,245 @@
+//! How attempts run and end: what their inits tell, deadlines, kills, and the proof that nothing is left.
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    rc::Rc,
+};
+
+use super::{Keeper, spares::Readied};
+use crate::{
+    sandbox::{
+        cgroup,
+        lease::TERM_MS,
+        order,
+        status::{self, Status},
+        sys::{self, Cloned},
+    },
+    spawner::{
+        attempt::{Reason, Stage, Word},
+        protocol::{AttemptKey, Ended, Event},
+        sandbox::{Sandbox, between},
+    },
+};
+
+/// A killed attempt that is not gone by then is killed again, and the operator told.
+const STUCK_US: u64 = 10_000_000;
+
+/// What is left of a sandbox that is over; dropping it takes it apart.
+pub struct Rubbish {
+    group: Option<cgroup::Group>,
+    _descriptors: (OwnedFd, OwnedFd),
+}
+
+impl Drop for Rubbish {
+    fn drop(&mut self) {
+        if let Some(group) = &self.group {
+            group.remove();
+        }
+    }
+}
+
+impl Rubbish {
+    pub fn of(sandbox: Sandbox) -> Self {
+        Self { group: sandbox.group, _descriptors: (sandbox.control, sandbox.pidfd) }
+    }
+}
+
+impl Keeper {
+    /// Something happened to this attempt: reap its init, read what it told, see whether all is gone.
+    pub(super) fn look_at(&mut self, key: AttemptKey) {
+        self.reap_init(key);
+        // After the reaping: what an init that has ended told before is all there by then.
+        self.hear_init(key);
+        let Some(attempt) = self.attempts.get(&key) else { return };
+        let Stage::Live(live) = &attempt.stage else { return };
+        let Some(reaped) = live.reaped else { return };
+        if live.sandbox.group.as_ref().is_none_or(cgroup::Group::is_empty) {
+            let ended = attempt.conclude(live, reaped);
+            self.close(key, ended);
+        }
+    }
+
+    fn reap_init(&mut self, key: AttemptKey) {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let Stage::Live(live) = &mut attempt.stage else { return };
+        if live.reaped.is_some() {
+            return;
+        }
+        if let Ok(Some(reaped)) = sys::wait_pidfd(live.sandbox.pidfd.as_fd(), true) {
+            live.reaped = Some(reaped);
+            // A dead process stays readable for ever.
+            let _not_watched = self.epoll.delete(live.sandbox.pidfd.as_fd());
+            if let Some(group) = live.sandbox.group.as_ref().filter(|group| !group.is_empty()) {
+                let _already_empty = group.kill();
+                let now = sys::boottime_us();
+                live.look_again_at_us = live.look_again_at_us.or(Some(now + STUCK_US));
+                self.retime(key);
+            }
+        }
+    }
+
+    fn close(&mut self, key: AttemptKey, ended: Ended) {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let Stage::Live(live) = std::mem::replace(&mut attempt.stage, Stage::Over { ended, folder: None }) else {
+            return;
+        };
+        let mut sandbox = live.sandbox;
+        if let Stage::Over { folder, .. } = &mut attempt.stage {
+            *folder = sandbox.folder.take();
+        }
+        let event = attempt.ended_event();
+        self.tokens.remove(&sandbox.token);
+        self.fenced.remove(&key);
+        self.retime(key);
+        self.unwatch(sandbox.control.as_fd());
+        if let Some(group) = &sandbox.group {
+            self.unwatch(group.events());
+        }
+        if let Some(network) = sandbox.network.take() {
+            self.spares.shelve(key.job, network);
+        }
+        self.rubbish.push(Rubbish::of(sandbox));
+        if let Some(event) = event {
+            self.tell(&event, Vec::new());
+        }
+    }
+
+    fn hear_init(&mut self, key: AttemptKey) {
+        loop {
+            let Some(attempt) = self.attempts.get_mut(&key) else { return };
+            let Stage::Live(live) = &mut attempt.stage else { return };
+            match status::receive(live.sandbox.control.as_fd()) {
+                status::Received::Status(Status::Parked { network_joined, assemble_us }, folder) => {
+                    live.sandbox.folder = folder;
+                    live.sandbox.made.assemble_us = assemble_us;
+                    match Readied::finish(&self.fences, self.rootless, &mut live.sandbox, network_joined) {
+                        Ok(Readied) => self.hand_over(key),
+                        Err(error) => {
+                            tracing::warn!(attempt = ?key, %error, "its sandbox cannot be used");
+                            self.kill(key);
+                        }
+                    }
+                }
+                status::Received::Status(Status::Started { received_us, inputs_us, started_us }, _) => {
+                    live.started_us = Some(started_us);
+                    live.phases.handover_us = between(live.sent_us, received_us);
+                    live.phases.inputs_us = between(received_us, inputs_us);
+                    live.phases.exec_us = between(inputs_us, started_us);
+                    let Stage::Live(live) = &attempt.stage else { return };
+                    let running = attempt.running(live);
+                    let pipes = vec![Rc::clone(&attempt.stdout), Rc::clone(&attempt.stderr)];
+                    self.tell(&Event::Started { attempt: key, running }, pipes);
+                    self.retime(key);
+                }
+                status::Received::Status(Status::Failed(failure), _) => live.word = Some(Word::Failed(failure)),
+                status::Received::Status(Status::Ended { raw_status, told, boottime_us }, _) => {
+                    live.word = Some(Word::Own { raw_status, told });
+                    live.ended_us = Some(boottime_us);
+                }
+                status::Received::Status(Status::LeaseEnded { .. }, _) => {
+                    live.ending = live.ending.or(Some(Reason::LeaseEnded));
+                }
+                status::Received::Status(Status::TimeLimitEnded { .. }, _) => {
+                    live.ending = live.ending.or(Some(Reason::TimedOut));
+                }
+                status::Received::Nothing | status::Received::Closed => return,
+            }
+        }
+    }
+
+    /// SIGTERM, the grace, then everything. A second order may only shorten the grace.
+    pub(super) fn end(&mut self, key: AttemptKey, reason: Reason, grace_ms: u64) {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let Stage::Live(live) = &mut attempt.stage else { return };
+        let kill_at = sys::boottime_us().saturating_add(grace_ms.saturating_mul(1_000));
+        live.kill_at_us = Some(live.kill_at_us.map_or(kill_at, |earlier| earlier.min(kill_at)));
+        // One that waits for its sandbox never ran: there is nobody to ask.
+        let never_ran = live.order.take().is_some();
+        if live.ending.is_none() {
+            live.ending = Some(reason);
+            let _init_is_gone = nix::unistd::write(&live.sandbox.control, &[order::TERMINATE]);
+        }
+        self.fenced.remove(&key);
+        if grace_ms == 0 || never_ran {
+            self.kill(key);
+        }
+        self.retime(key);
+    }
+
+    fn kill(&mut self, key: AttemptKey) {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let Stage::Live(live) = &mut attempt.stage else { return };
+        live.kill_at_us = None;
+        live.look_again_at_us = Some(sys::boottime_us() + STUCK_US);
+        if let Some(group) = &live.sandbox.group {
+            let _empty = group.kill();
+        }
+        // Pid 1 takes its whole namespace with it.
+        let _gone = sys::signal_pidfd(live.sandbox.pidfd.as_fd(), libc::SIGKILL);
+        self.retime(key);
+    }
+
+    pub(super) fn meet_deadlines(&mut self) {
+        let now = sys::boottime_us();
+        while let Some((due, key)) = self.timers.first().copied()
+            && due <= now
+        {
+            self.meet_deadline(key, now);
+            self.retime(key);
+        }
+        if self.lease_due_us().is_some_and(|due| due <= now) {
+            for key in std::mem::take(&mut self.fenced) {
+                self.end(key, Reason::LeaseEnded, TERM_MS);
+            }
+        }
+        self.tidy_spares(now);
+    }
+
+    fn meet_deadline(&mut self, key: AttemptKey, now: u64) {
+        let Some(attempt) = self.attempts.get(&key) else { return };
+        let Stage::Live(live) = &attempt.stage else { return };
+        if live.kill_at_us.is_some_and(|at| at <= now) {
+            self.kill(key);
+        } else if live.look_again_at_us.is_some_and(|at| at <= now) {
+            tracing::error!(attempt = ?key, "it does not end after SIGKILL; it is killed again");
+            self.tell(&Event::Stuck { attempt: key }, Vec::new());
+            self.kill(key);
+        } else {
+            self.end(key, Reason::TimedOut, attempt.grace_ms);
+        }
+    }
+
+    pub(super) fn forget(&mut self, key: AttemptKey) {
+        match self.attempts.get(&key).map(|attempt| &attempt.stage) {
+            Some(Stage::Over { .. }) => {}
+            Some(Stage::Live(_)) => return self.deny(Some(key), "it is not over"),
+            None => return,
+        }
+        let Some(attempt) = self.attempts.remove(&key) else { return };
+        if let Some(uid) = attempt.identity {
+            self.uids.give_back(uid);
+        }
+        self.remove_folder(attempt.folder_on_disk.as_deref());
+    }
+
+    pub(super) fn remove_folder(&mut self, folder: Option<&Path>) {
+        // Mostly it is empty; only a tree is worth a child.
+        if let Some(folder) = folder
+            && fs::remove_dir(folder).is_err()
+        {
+            self.helpers.extend(remove_in_child(folder));
+        }
+    }
+}
+
+/// Off the loop: a large tree takes time.
+fn remove_in_child(folder: &Path) -> Option<OwnedFd> {
+    // SAFETY: one thread; the child leaves by exit_now.
+    match unsafe { sys::clone_process(0, None) } {
+        Ok(Cloned::Child) => sys::exit_now(i32::from(fs::remove_dir_all(folder).is_err())),
+        Ok(Cloned::Parent { pidfd, .. }) => Some(pidfd),
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,343 @@
+//! Sandboxes made ahead: as many as were missed lately, of the shapes that are asked.
+//!
+//! A sandbox serves one attempt and is gone with it, so nothing of one tenant is
+//! ever another's. Only an empty network namespace is used again, and only by the
+//! next task of the same job: making one costs more than all the rest.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    rc::Rc,
+};
+
+use super::{Keeper, ending::Rubbish};
+use crate::{
+    sandbox::{
+        fences::{Fence, Fences, map_job_uid},
+        status::{self, Status},
+        sys,
+    },
+    spawner::{
+        policy::Policy,
+        protocol::{AttemptKey, Limits, Network, Profile, Start},
+        sandbox::{Sandbox, Shape},
+    },
+};
+
+/// A shape that nobody asked for this long is not kept ready any more, but for the last one.
+const UNUSED_US: u64 = 60_000_000;
+/// A job that had no task for this long is not expected to have another.
+const JOB_UNUSED_US: u64 = 5_000_000;
+/// How often that is looked at.
+const TIDY_US: u64 = 1_000_000;
+/// Network namespaces kept for one job.
+const NETWORKS_MAX: usize = 64;
+
+/// The sandboxes that wait, and what they are kept for.
+pub struct Spares {
+    /// At most so many wait.
+    count_max: usize,
+    by_token: BTreeMap<u64, Spare>,
+    demand: BTreeMap<Shape, Demand>,
+    networks: BTreeMap<u64, Shelf>,
+    /// To be made, one a turn of the loop.
+    wanted: Vec<(Shape, u64)>,
+    tidy_at_us: Option<u64>,
+}
+
+struct Spare {
+    sandbox: Sandbox,
+    state: State,
+    /// It is in a network namespace of this job.
+    job: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Making,
+    Ready,
+    /// Killed, to be reaped.
+    Ending,
+}
+
+struct Demand {
+    /// So many should wait.
+    ready: usize,
+    used_us: u64,
+    limits: Limits,
+}
+
+struct Shelf {
+    networks: Vec<Rc<OwnedFd>>,
+    used_us: u64,
+}
+
+/// What only the spawner can do once an init has assembled its sandbox.
+pub struct Readied;
+
+impl Readied {
+    /// Maps its uids, and takes hold of its network namespace.
+    ///
+    /// # Errors
+    /// The kernel does not let us.
+    pub fn finish(fences: &Fences, rootless: bool, sandbox: &mut Sandbox, network_joined: bool) -> io::Result<Self> {
+        let raised = fences.raised(sandbox.shape.fences);
+        if raised.has(Fence::NsUser)
+            && !rootless
+            && let Some(uid) = sandbox.identity
+        {
+            map_job_uid(sandbox.pid.cast_signed(), uid)?;
+        }
+        if raised.has(Fence::NsNet) && !network_joined {
+            // As an ordinary user it may not be entered again.
+            let network =
+                (!rootless).then(|| std::fs::File::open(format!("/proc/{}/ns/net", sandbox.pid))).transpose()?;
+            sandbox.network = network.map(|file| Rc::new(file.into()));
+        }
+        Ok(Self)
+    }
+}
+
+impl Spares {
+    pub const fn new(policy: &Policy) -> Self {
+        Self {
+            count_max: policy.prepared_max,
+            by_token: BTreeMap::new(),
+            demand: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            wanted: Vec::new(),
+            tidy_at_us: None,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_token.is_empty()
+    }
+
+    pub const fn wants_one(&self) -> bool {
+        !self.wanted.is_empty()
+    }
+
+    pub const fn due_us(&self) -> Option<u64> {
+        self.tidy_at_us
+    }
+
+    /// A job's task is over, and this is its network namespace.
+    pub fn shelve(&mut self, job: u64, network: Rc<OwnedFd>) {
+        let used_us = sys::boottime_us();
+        let shelf = self.networks.entry(job).or_insert_with(|| Shelf { networks: Vec::new(), used_us });
+        shelf.used_us = used_us;
+        if shelf.networks.len() < NETWORKS_MAX {
+            shelf.networks.push(network);
+        }
+        self.tidy_at_us = self.tidy_at_us.or(Some(used_us + TIDY_US));
+    }
+
+    /// An empty network namespace that an earlier task of this job has left.
+    pub fn network_for(&mut self, job: u64) -> Option<Rc<OwnedFd>> {
+        self.networks.get_mut(&job)?.networks.pop()
+    }
+
+    /// Takes one that is ready, and asks for the next.
+    fn take(&mut self, shape: Shape, job: u64, limits: Limits) -> Option<Sandbox> {
+        let now = sys::boottime_us();
+        let fits = |spare: &Spare, of: Option<u64>| {
+            spare.state == State::Ready && spare.sandbox.shape == shape && spare.job == of
+        };
+        let find = |of| self.by_token.iter().find(|(_, spare)| fits(spare, of)).map(|(token, _)| *token);
+        let found = find(Some(job)).or_else(|| find(None));
+        let demand = self.demand.entry(shape).or_insert(Demand { ready: 1, used_us: now, limits });
+        (demand.used_us, demand.limits) = (now, limits);
+        if found.is_none() {
+            demand.ready = (demand.ready + 1).min(self.count_max);
+        }
+        let ready = demand.ready;
+        let sandbox = found.and_then(|token| self.by_token.remove(&token)).map(|spare| spare.sandbox);
+        self.want(shape, job, ready);
+        self.tidy_at_us = self.tidy_at_us.or(Some(now + TIDY_US));
+        sandbox
+    }
+
+    fn want(&mut self, shape: Shape, job: u64, ready: usize) {
+        let waiting = self.by_token.values().filter(|spare| spare.state != State::Ending);
+        let (mut all, mut alike) = (self.wanted.len(), self.wanted.iter().filter(|(of, _)| *of == shape).count());
+        for spare in waiting {
+            all += 1;
+            alike += usize::from(spare.sandbox.shape == shape);
+        }
+        if alike < ready && all < self.count_max {
+            self.wanted.push((shape, job));
+        }
+    }
+}
+
+impl Keeper {
+    /// Before the first job: what most jobs will ask for.
+    pub(super) fn expect_the_usual(&mut self) {
+        let start = Start {
+            attempt: AttemptKey { job: 0, task: 0, number: 1, term: 0 },
+            note: Vec::new(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            working_folder: Vec::new(),
+            profile: Profile::Strict,
+            without: Vec::new(),
+            network: Network::None,
+            limits: Limits {
+                cpu_milli: muster_core::limits::CPU_REQUEST_MILLI,
+                memory_bytes: muster_core::limits::MEMORY_REQUEST_BYTES,
+                disk_bytes: muster_core::limits::DISK_REQUEST_BYTES,
+                pids: muster_core::limits::PIDS_LIMIT,
+            },
+            time_limit_ms: 0,
+            grace_ms: 0,
+            exclusive: false,
+            stdin: None,
+            inputs: Vec::new(),
+        };
+        let shape = self.shape_of(&start);
+        if self.spares.count_max > 0 {
+            let demand = Demand { ready: 1, used_us: sys::boottime_us(), limits: start.limits };
+            self.spares.demand.insert(shape, demand);
+            self.spares.wanted.push((shape, start.attempt.job));
+        }
+    }
+
+    pub(super) fn take_spare(&mut self, start: &Start, shape: Shape) -> Option<Sandbox> {
+        if self.spares.count_max == 0 {
+            return None;
+        }
+        self.spares.take(shape, start.attempt.job, start.limits)
+    }
+
+    /// Makes one of those that are wanted: one a turn, so that no job waits for more.
+    pub(super) fn prepare_one(&mut self) {
+        let Some((shape, job)) = self.spares.wanted.pop() else { return };
+        // The uids are for jobs first.
+        if self.stopping || self.spares.by_token.len() * 4 >= self.uids.count() {
+            return;
+        }
+        let Some(demand) = self.spares.demand.get(&shape) else { return };
+        let limits = demand.limits;
+        let network = self.spares.network_for(job);
+        let of = network.is_some().then_some(job);
+        match self.make(shape, network, &limits) {
+            Ok(sandbox) => {
+                let spare = Spare { sandbox, state: State::Making, job: of };
+                self.spares.by_token.insert(spare.sandbox.token, spare);
+            }
+            Err(error) => {
+                // The next start tries for itself, and tells its reason.
+                tracing::warn!(%error, "no sandbox can be made ahead");
+                self.spares.demand.remove(&shape);
+            }
+        }
+    }
+
+    /// Something happened to a sandbox that waits.
+    pub(super) fn look_at_spare(&mut self, token: u64) {
+        let Some(spare) = self.spares.by_token.get_mut(&token) else { return };
+        while let status::Received::Status(status, folder) = status::receive(spare.sandbox.control.as_fd()) {
+            match status {
+                Status::Parked { network_joined, assemble_us } => {
+                    spare.sandbox.folder = folder;
+                    spare.sandbox.made.assemble_us = assemble_us;
+                    if !network_joined {
+                        spare.job = None;
+                    }
+                    match Readied::finish(&self.fences, self.rootless, &mut spare.sandbox, network_joined) {
+                        Ok(Readied) if spare.state == State::Making => spare.state = State::Ready,
+                        Ok(Readied) => {}
+                        Err(error) => {
+                            tracing::warn!(%error, "a sandbox made ahead cannot be used");
+                            end_spare(spare);
+                        }
+                    }
+                }
+                Status::Failed(failure) => {
+                    tracing::warn!(%failure, "a sandbox could not be made ahead");
+                    self.spares.demand.remove(&spare.sandbox.shape);
+                }
+                Status::Started { .. }
+                | Status::Ended { .. }
+                | Status::LeaseEnded { .. }
+                | Status::TimeLimitEnded { .. } => {}
+            }
+        }
+        if let Ok(Some(_)) = sys::wait_pidfd(spare.sandbox.pidfd.as_fd(), true)
+            && let Some(spare) = self.spares.by_token.remove(&token)
+        {
+            self.discard(spare.sandbox);
+        }
+    }
+
+    /// Of a sandbox whose init is reaped and that no attempt has.
+    pub(super) fn discard(&mut self, sandbox: Sandbox) {
+        self.unwatch(sandbox.control.as_fd());
+        self.unwatch(sandbox.pidfd.as_fd());
+        if let Some(group) = &sandbox.group {
+            self.unwatch(group.events());
+        }
+        if let Some(uid) = sandbox.identity {
+            self.uids.give_back(uid);
+        }
+        self.remove_folder(sandbox.folder_on_disk.as_deref());
+        self.rubbish.push(Rubbish::of(sandbox));
+    }
+
+    /// Lets go of what nobody has asked for lately.
+    pub(super) fn tidy_spares(&mut self, now: u64) {
+        if self.spares.tidy_at_us.is_none_or(|at| at > now) {
+            return;
+        }
+        let spares = &mut self.spares;
+        let gone: Vec<u64> = spares
+            .networks
+            .iter()
+            .filter(|(_, shelf)| shelf.used_us + JOB_UNUSED_US < now)
+            .map(|(job, _)| *job)
+            .collect();
+        for job in &gone {
+            spares.networks.remove(job);
+        }
+        for spare in spares.by_token.values_mut().filter(|spare| spare.job.is_some_and(|job| gone.contains(&job))) {
+            end_spare(spare);
+        }
+        let last = spares.demand.values().map(|demand| demand.used_us).max();
+        spares.demand.retain(|_, demand| demand.used_us + UNUSED_US > now || Some(demand.used_us) == last);
+        for demand in spares.demand.values_mut().filter(|demand| demand.used_us + UNUSED_US < now) {
+            demand.ready = 1;
+        }
+        let mut kept: BTreeMap<Shape, usize> = BTreeMap::new();
+        for spare in spares.by_token.values_mut() {
+            let count = kept.entry(spare.sandbox.shape).or_default();
+            *count += 1;
+            if spares.demand.get(&spare.sandbox.shape).is_none_or(|demand| *count > demand.ready) {
+                end_spare(spare);
+            }
+        }
+        // What was let go with its job's network is made anew for whoever comes.
+        let short: Vec<Shape> =
+            spares.demand.keys().filter(|shape| kept.get(*shape).copied().unwrap_or(0) == 0).copied().collect();
+        for shape in short {
+            spares.want(shape, 0, 1);
+        }
+        let settled = spares.networks.is_empty()
+            && spares.demand.len() <= 1
+            && spares.demand.values().all(|demand| demand.ready == 1);
+        spares.tidy_at_us = (!settled).then_some(now + TIDY_US);
+    }
+
+    pub(super) fn end_spares(&mut self) {
+        self.spares.wanted.clear();
+        self.spares.networks.clear();
+        self.spares.by_token.values_mut().for_each(end_spare);
+    }
+}
+
+/// Nothing of a job runs in it; its end is seen when it is reaped.
+fn end_spare(spare: &mut Spare) {
+    spare.state = State::Ending;
+    let _already_over = sys::signal_pidfd(spare.sandbox.pidfd.as_fd(), libc::SIGKILL);
+}

@@ -1,0 +1,179 @@
+//! The agent's connection: who may connect, what it asks, what it is told.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    rc::Rc,
+};
+
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
+use super::{AGENT, Keeper, launching};
+use crate::spawner::{
+    attempt::{Attempt, Reason, Stage},
+    protocol::{AttemptKey, Event, PROTOCOL_VERSION, Phase, Request},
+    socket::{self, Received},
+};
+
+/// Events that wait for a slow agent; past them its connection is dropped, and nothing is lost.
+const EVENTS_MAX: usize = 65_536;
+/// Requests obeyed in a row: a flood of them must not delay deadlines.
+const REQUESTS_AT_ONCE: usize = 64;
+
+/// The one connected agent.
+pub struct Agent {
+    socket: OwnedFd,
+    greeted: bool,
+    queue: VecDeque<(Vec<u8>, Vec<Rc<OwnedFd>>)>,
+    wants_write: bool,
+}
+
+impl Keeper {
+    pub(super) fn accept(&mut self) {
+        // SAFETY: accept4(2) without an address; the descriptor is new.
+        let fd = unsafe {
+            libc::accept4(
+                self.listener.as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            )
+        };
+        if fd < 0 {
+            return;
+        }
+        // SAFETY: as above.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials);
+        let allowed = [0, self.agent_uid, nix::unistd::geteuid().as_raw()];
+        if !peer.is_ok_and(|peer| allowed.contains(&peer.uid())) {
+            tracing::warn!("a process that is not the agent was refused");
+            return;
+        }
+        self.drop_agent();
+        if self.watch(socket.as_fd(), AGENT, EpollFlags::EPOLLIN).is_ok() {
+            self.agent = Some(Agent { socket, greeted: false, queue: VecDeque::new(), wants_write: false });
+        }
+    }
+
+    fn drop_agent(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            self.unwatch(agent.socket.as_fd());
+        }
+    }
+
+    pub(super) fn hear_agent(&mut self) {
+        for _ in 0..REQUESTS_AT_ONCE {
+            let Some(agent) = &self.agent else { return };
+            match socket::receive::<Request>(agent.socket.as_fd(), &mut self.buffer) {
+                Ok(Received::Message(request, descriptors)) => self.obey(request, descriptors),
+                Ok(Received::Nothing) => return,
+                Ok(Received::Malformed(reason)) => self.deny(None, reason),
+                Ok(Received::Closed) | Err(_) => return self.drop_agent(),
+            }
+        }
+    }
+
+    pub(super) fn deny(&mut self, attempt: Option<AttemptKey>, reason: impl Into<String>) {
+        self.tell(&Event::Denied { attempt, reason: reason.into() }, Vec::new());
+    }
+
+    pub(super) fn tell(&mut self, event: &Event, descriptors: Vec<Rc<OwnedFd>>) {
+        let Some(agent) = &mut self.agent else { return };
+        let Ok(packet) = socket::encode(event) else { return };
+        if agent.queue.len() >= EVENTS_MAX {
+            tracing::warn!("the agent does not read; its connection is dropped");
+            return self.drop_agent();
+        }
+        agent.queue.push_back((packet, descriptors));
+    }
+
+    pub(super) fn flush(&mut self) {
+        let Some(agent) = &mut self.agent else { return };
+        while let Some((packet, descriptors)) = agent.queue.front() {
+            let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(|fd| fd.as_fd()).collect();
+            match socket::send(agent.socket.as_fd(), packet, &borrowed) {
+                Ok(()) => {
+                    agent.queue.pop_front();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return self.drop_agent(),
+            }
+        }
+        let wants_write = !agent.queue.is_empty();
+        if wants_write != agent.wants_write {
+            agent.wants_write = wants_write;
+            let flags = if wants_write { EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
+            let _gone = self.epoll.modify(&agent.socket, &mut EpollEvent::new(flags, AGENT));
+        }
+    }
+
+    fn obey(&mut self, request: Request, mut descriptors: Vec<OwnedFd>) {
+        let greeted = self.agent.as_ref().is_some_and(|agent| agent.greeted);
+        if !greeted && !matches!(request, Request::Hello { .. }) {
+            return self.deny(None, "the first message must be Hello");
+        }
+        match request {
+            Request::Hello { version } => self.greet(version),
+            Request::Start(start) => self.start(*start, descriptors),
+            Request::StartInMemory => match launching::read_start(&mut descriptors) {
+                Ok(start) => self.start(start, descriptors),
+                Err(reason) => self.deny(None, reason),
+            },
+            Request::Stop { attempt, grace_ms } => self.end(attempt, Reason::Stopped, grace_ms),
+            Request::Attach { attempt } => self.attach(attempt),
+            Request::Collect { attempt, paths, file_bytes_max } => self.collect(attempt, paths, file_bytes_max),
+            Request::Forget { attempt } => self.forget(attempt),
+            Request::RenewLease { deadline_boottime_ms } => self.lease.extend(deadline_boottime_ms),
+            Request::Poweroff => self.power_off(),
+        }
+    }
+
+    fn greet(&mut self, version: u16) {
+        if version != PROTOCOL_VERSION {
+            return self.deny(None, format!("this spawner speaks protocol {PROTOCOL_VERSION}, not {version}"));
+        }
+        if let Some(agent) = &mut self.agent {
+            agent.greeted = true;
+        }
+        let welcome = Event::Welcome {
+            version: PROTOCOL_VERSION,
+            boot_id: self.boot_id.clone(),
+            spawner_id: self.spawner_id,
+            fences: self.fences.present.iter().map(|name| (*name).to_owned()).collect(),
+            missing: self.fences.missing.iter().map(|(name, why)| ((*name).to_owned(), why.clone())).collect(),
+            poweroff: self.policy.allow_poweroff,
+        };
+        self.tell(&welcome, Vec::new());
+        let held: Vec<Event> = self.attempts.values().map(held).collect();
+        for event in held {
+            self.tell(&event, Vec::new());
+        }
+        self.tell(&Event::HeldAll, Vec::new());
+    }
+
+    fn attach(&mut self, key: AttemptKey) {
+        let Some(attempt) = self.attempts.get(&key) else { return self.deny(Some(key), "no such attempt is held") };
+        let pipes = vec![Rc::clone(&attempt.stdout), Rc::clone(&attempt.stderr)];
+        self.tell(&Event::Attached { attempt: key }, pipes);
+    }
+
+    fn power_off(&mut self) {
+        if !self.policy.allow_poweroff {
+            return self.deny(None, "power-off is not allowed here: set allow_poweroff in spawner.toml");
+        }
+        if let Err(error) = std::process::Command::new("systemctl").arg("poweroff").spawn() {
+            self.deny(None, format!("systemctl poweroff: {error}"));
+        }
+    }
+}
+
+fn held(attempt: &Attempt) -> Event {
+    let phase = match &attempt.stage {
+        Stage::Live(live) if live.ending.is_some() => Phase::Stopping(attempt.running(live)),
+        Stage::Live(live) => Phase::Running(attempt.running(live)),
+        Stage::Over { ended, .. } => Phase::Ended(ended.clone()),
+    };
+    Event::Held { attempt: attempt.key, note: attempt.note.clone(), phase }
+}
