@@ -129,7 +129,7 @@ async fn a_stopped_node_leaves_nothing_on_its_host() {
     assert!(spawner.wait(WAIT).success());
     assert_eq!(host::processes_with(&marker), Vec::new());
     assert_eq!(host::mounts_with(&folder), Vec::<String>::new());
-    let own = format!("muster-e2e-{}-n1", std::process::id());
+    let own = format!("muster-{}", fleet.node_id("n1"));
     assert!(!host::muster_cgroups().contains(&own), "its cgroup is gone");
 }
 

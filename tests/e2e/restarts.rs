@@ -169,6 +169,6 @@ async fn parts_that_lose_their_parent_end_what_they_made() {
         part.wait(WAIT);
     }
     assert_eq!(host::processes_with(&marker), Vec::new());
-    let own = format!("muster-e2e-{}-n1", std::process::id());
+    let own = format!("muster-{}", fleet.node_id("n1"));
     assert!(!host::muster_cgroups().contains(&own), "its cgroup is gone");
 }

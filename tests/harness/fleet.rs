@@ -160,13 +160,20 @@ impl Fleet {
         node
     }
 
+    /// Names a node's cgroup: of this fleet alone, also where all tests are threads of one process.
+    #[must_use]
+    pub fn node_id(&self, name: &str) -> String {
+        let fleet = self.folder.path().file_name().expect("a name").to_string_lossy();
+        format!("{}-{name}", fleet.trim_start_matches("muster-"))
+    }
+
     fn node_parts(&self, name: &str, options: &NodeOptions, token: &str) -> NodeParts {
         let state = self.folder.path().join(name);
         std::fs::create_dir_all(&state).expect("a node's folder");
         let socket = state.join("spawner.sock");
         let mut spawner: Vec<OsString> = vec!["spawner".into(), "--socket".into(), (&socket).into()];
         spawner.extend(["--state".into(), state.join("spawner").into(), "--node-id".into()]);
-        spawner.push(format!("e2e-{}-{name}", std::process::id()).into());
+        spawner.push(self.node_id(name).into());
         if host::is_root() {
             spawner.extend(["--uids".into(), uid_range().into()]);
         }
