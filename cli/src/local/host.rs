@@ -18,13 +18,13 @@ use std::{
     time::Duration,
 };
 
+use muster_coordinator::provider::local_lines::Create;
 use tokio::{process::Child, sync::watch, time::sleep};
 
 use super::{
     children::{self, Backoff},
     folder,
     pipes::Pipes,
-    provider::NewHost,
 };
 use crate::output::now_ms;
 
@@ -126,7 +126,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(context: &HostContext, new: &NewHost, slot: u32) -> Self {
+    fn new(context: &HostContext, new: &Create, slot: u32) -> Self {
         let host = new.host;
         let spawner_folder = context.folder.join(format!("s{host}"));
         let agent_folder = context.folder.join(format!("a{host}"));
@@ -192,7 +192,7 @@ fn words(flags: &[&str], path: &Path) -> Vec<OsString> {
 /// The whole life of a node; the error is why it could not be made.
 pub async fn live(
     context: &HostContext,
-    new: NewHost,
+    new: Create,
     mut stopped: watch::Receiver<bool>,
     created: impl Fn(),
 ) -> Result<(), String> {
@@ -210,7 +210,7 @@ pub async fn live(
 
 async fn make_and_run(
     context: &HostContext,
-    new: &NewHost,
+    new: &Create,
     plan: &Plan,
     stopped: &mut watch::Receiver<bool>,
     created: &impl Fn(),
@@ -253,7 +253,7 @@ async fn wait_until_it_listens(spawner: &mut Child, plan: &Plan, context: &HostC
 /// Keeps both running until the node is released, deleted or the run ends.
 async fn run(
     context: &HostContext,
-    new: &NewHost,
+    new: &Create,
     plan: &Plan,
     stopped: &mut watch::Receiver<bool>,
     mut spawner: Child,

@@ -1,22 +1,11 @@
-//! Agents on this machine, made by `muster up` or `muster demo`: JSON lines on
-//! a Unix socket that the other side serves and we dial, again and again.
+//! Agents on this machine, made by `muster up` or `muster demo`, which serve the
+//! socket that we dial, again and again; what is said is in `local_lines.rs`.
 //!
-//! ```text
-//! we:    {"op":"create","host":7,…}   {"op":"delete","host":7}   {"op":"list"}
-//! they:  {"event":"created","host":7}   {"event":"failed","host":7,"reason":"…"}
-//!        {"event":"gone","host":7}   {"event":"delete_failed","host":7,"reason":"…"}
-//!        {"event":"hosts","hosts":[7,8]}
-//! ```
 //! After each connect we ask for the list and bring both sides together: what
 //! the fleet wants and they lack is made again, what they have and the fleet
 //! does not know is deleted, and a node whose host they lost is gone.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, path::PathBuf, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use futures_util::{FutureExt as _, future::BoxFuture};
@@ -27,7 +16,6 @@ use muster_core::{
     policy::{HostTemplate, ProviderKind},
     pool::Host,
 };
-use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
@@ -37,84 +25,13 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{Ask, Links, NewHost, Provider, host_name};
+use super::{
+    Ask, Links, NewHost, Provider, host_name,
+    local_lines::{Create, Op, Told},
+};
 
 /// One line, at most.
 const LINE_MAX: u64 = 1 << 20;
-
-/// From the coordinator to the program that makes hosts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub enum Op {
-    /// Make a host. Idempotent by `host`.
-    Create(Create),
-    /// End a host and remove all of it. Idempotent by `host`.
-    Delete {
-        /// Which.
-        host: u64,
-    },
-    /// Say which hosts there are.
-    List,
-}
-
-/// A host to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Create {
-    /// The stored request.
-    pub host: u64,
-    /// Its pool.
-    pub pool: String,
-    /// Its node's name.
-    pub name: String,
-    /// Thousandths of a core.
-    pub cpu_milli: u64,
-    /// Bytes of memory.
-    pub memory_bytes: u64,
-    /// Bytes for working folders.
-    pub disk_bytes: u64,
-    /// Its labels.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// One-time, bound to pool and request.
-    pub token: String,
-    /// Where to dial.
-    pub coordinator: String,
-}
-
-/// From the program that makes hosts to the coordinator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Told {
-    /// A host is there, or on its way.
-    Created {
-        /// Which.
-        host: u64,
-    },
-    /// A host could not be made.
-    Failed {
-        /// Which.
-        host: u64,
-        /// The sentence.
-        reason: String,
-    },
-    /// A host and all of it is gone.
-    Gone {
-        /// Which.
-        host: u64,
-    },
-    /// A host could not be ended.
-    DeleteFailed {
-        /// Which.
-        host: u64,
-        /// The sentence.
-        reason: String,
-    },
-    /// Answer to `list`.
-    Hosts {
-        /// All that there are.
-        hosts: Vec<u64>,
-    },
-}
 
 /// The provider of local pools.
 #[derive(Debug)]
@@ -318,22 +235,5 @@ async fn read_lines(read: OwnedReadHalf, lines: mpsc::Sender<io::Result<Told>>) 
         if lines.send(told).await.is_err() || failed {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_as_they_are_documented() {
-        let line = |op: &Op| serde_json::to_string(op).unwrap();
-        assert_eq!(line(&Op::List), r#"{"op":"list"}"#);
-        assert_eq!(line(&Op::Delete { host: 7 }), r#"{"op":"delete","host":7}"#);
-        let told = |text: &str| serde_json::from_str::<Told>(text).unwrap();
-        assert_eq!(told(r#"{"event":"created","host":7}"#), Told::Created { host: 7 });
-        assert_eq!(told(r#"{"event":"hosts","hosts":[7,8]}"#), Told::Hosts { hosts: vec![7, 8] });
-        let failed = Told::DeleteFailed { host: 7, reason: "busy".into() };
-        assert_eq!(told(r#"{"event":"delete_failed","host":7,"reason":"busy"}"#), failed);
     }
 }

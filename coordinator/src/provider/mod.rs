@@ -4,6 +4,7 @@
 //! Orders are idempotent by their request, so that one may be lost or repeated.
 
 pub mod local;
+pub mod local_lines;
 mod static_hosts;
 
 use std::{collections::BTreeMap, path::PathBuf};
