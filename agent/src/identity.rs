@@ -134,10 +134,7 @@ impl Identity {
     /// # Errors
     /// It is there and cannot be used.
     pub fn load(state: &Path) -> Result<Option<Self>, IdentityError> {
-        let path = state.join(CERTIFICATE_FILE);
-        let Some(text) = read_if_there(&path)? else { return Ok(None) };
-        let certificate =
-            serde_json::from_slice(&text).map_err(|source| IdentityError::BadCertificate { path, source })?;
+        let Some(certificate) = Certificate::read(state)? else { return Ok(None) };
         Ok(Some(Self { key: load_or_make_key(state)?, certificate }))
     }
 
@@ -189,6 +186,16 @@ impl Identity {
 }
 
 impl Certificate {
+    /// The stored certificate alone, if this folder has joined.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn read(state: &Path) -> Result<Option<Self>, IdentityError> {
+        let path = state.join(CERTIFICATE_FILE);
+        let Some(text) = read_if_there(&path)? else { return Ok(None) };
+        serde_json::from_slice(&text).map(Some).map_err(|source| IdentityError::BadCertificate { path, source })
+    }
+
     /// How long until it should be renewed: two thirds of its life, less up to
     /// a tenth, so that a fleet that joined at once does not renew at once.
     #[must_use]
@@ -227,8 +234,10 @@ impl Certificate {
     }
 }
 
-const CERTIFICATE_FILE: &str = "certificate.json";
-const KEY_FILE: &str = "key.pem";
+/// Holds the certificate, below the agent's folder.
+pub const CERTIFICATE_FILE: &str = "certificate.json";
+/// Holds the key, below the agent's folder.
+pub const KEY_FILE: &str = "key.pem";
 
 fn load_or_make_key(state: &Path) -> Result<KeyPair, IdentityError> {
     let path = state.join(KEY_FILE);

@@ -62,6 +62,12 @@ pub enum Error {
         #[source]
         source: rustls_pki_types::pem::Error,
     },
+    /// PEM, and no certificate in it.
+    #[error("{file} holds no certificate; restore the pki folder from a backup")]
+    Damaged {
+        /// The file.
+        file: String,
+    },
     /// TLS refused what we gave it.
     #[error("TLS refuses the server's certificate")]
     Tls(#[source] rustls::Error),
@@ -364,6 +370,17 @@ fn issue_server(issuer: &Issuer<'_, KeyPair>, pki: &Path, sans: &[String]) -> Re
     // The key first: a certificate without its key would not start, and is made anew then.
     write_durably(&pki.join("server.key"), key.serialize_pem().as_bytes(), 0o600)?;
     write_durably(&pki.join("server.pem"), signed.pem().as_bytes(), 0o644).map_err(Error::from)
+}
+
+/// When the certificate in this file ends.
+///
+/// # Errors
+/// The file is missing or damaged.
+pub fn certificate_end(file: &Path) -> Result<Timestamp, Error> {
+    let der = read_pem(file)?;
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(&der)
+        .map_err(|_| Error::Damaged { file: file.display().to_string() })?;
+    Ok(Timestamp(u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0).saturating_mul(1_000)))
 }
 
 fn read_pem(file: &Path) -> Result<CertificateDer<'static>, Error> {

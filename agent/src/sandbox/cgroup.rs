@@ -50,7 +50,8 @@ pub struct Used {
 }
 
 /// Where the cgroup2 file system is mounted, if it is.
-fn mount_point() -> Option<PathBuf> {
+#[must_use]
+pub fn mount_point() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     mounts
         .lines()
@@ -67,6 +68,17 @@ fn own_group(mount: &Path) -> Option<PathBuf> {
     Some(mount.join(own))
 }
 
+/// The group of the systemd unit that this process is in, if it is in one.
+fn delegated_group(mount: &Path) -> Option<PathBuf> {
+    let own = std::env::var_os("INVOCATION_ID").and_then(|_| own_group(mount))?;
+    own.extension().is_some_and(|kind| kind == "service").then_some(own)
+}
+
+/// Those of the controllers that limits are made of.
+fn ours(controllers: &str) -> impl Iterator<Item = &str> {
+    controllers.split_whitespace().filter(|name| ["cpu", "memory", "pids", "io"].contains(name))
+}
+
 impl Root {
     /// The delegated group of this systemd unit; else, as root, a group of our own; else none.
     ///
@@ -74,15 +86,31 @@ impl Root {
     /// A group that should be usable is not.
     pub fn find(node_id: &str) -> io::Result<Option<Self>> {
         let Some(mount) = mount_point() else { return Ok(None) };
-        let unit = std::env::var_os("INVOCATION_ID").and_then(|_| own_group(&mount));
-        let delegated = unit.filter(|path| path.extension().is_some_and(|kind| kind == "service"));
-        let root = match delegated {
+        let root = match delegated_group(&mount) {
             Some(own) => Self::in_delegated(&own)?,
             None if nix::unistd::geteuid().is_root() => Self::of_our_own(&mount.join(format!("muster-{node_id}")))?,
             None => return Ok(None),
         };
         root.empty_leftovers()?;
         Ok(Some(root))
+    }
+
+    /// What [`Self::find`] would come to, by looking alone: nothing is made, moved or ended. `unit` is the
+    /// group of another process, a spawner's systemd unit, that may not be there yet.
+    #[must_use]
+    pub fn foreseen(unit: Option<&Path>) -> Option<Self> {
+        let mount = mount_point()?;
+        let is_root = nix::unistd::geteuid().is_root();
+        let (parent, grants) = match unit.map(Path::to_owned).or_else(|| delegated_group(&mount)) {
+            Some(own) if own.exists() => (own.clone(), own.join("cgroup.controllers")),
+            // systemd grants a delegated unit all that there is, when it starts.
+            Some(_not_started) if is_root => (mount.clone(), mount.join("cgroup.controllers")),
+            None if is_root => (mount.clone(), mount.join("cgroup.subtree_control")),
+            Some(_) | None => return None,
+        };
+        nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK).ok()?;
+        let controllers = ours(&fs::read_to_string(grants).unwrap_or_default()).map(str::to_owned).collect();
+        Some(Self { jobs: parent.join("jobs"), made: Vec::new(), controllers })
     }
 
     /// Processes live in leaves only: we move into one before controllers are enabled (else EBUSY).
@@ -325,9 +353,7 @@ fn make(path: &Path) -> io::Result<()> {
 /// Enables what the parent grants, one by one: one that is refused costs only itself.
 fn enable_controllers(path: &Path) -> Vec<String> {
     let granted = fs::read_to_string(path.join("cgroup.controllers")).unwrap_or_default();
-    granted
-        .split_whitespace()
-        .filter(|name| ["cpu", "memory", "pids", "io"].contains(name))
+    ours(&granted)
         .filter(|name| fs::write(path.join("cgroup.subtree_control"), format!("+{name}")).is_ok())
         .map(str::to_owned)
         .collect()

@@ -2,7 +2,7 @@
 
 mod attempt;
 mod keeper;
-mod policy;
+pub mod policy;
 pub mod protocol;
 mod sandbox;
 pub mod socket;

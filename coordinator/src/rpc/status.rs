@@ -87,6 +87,7 @@ pub fn identity(error: identity::Error) -> Status {
         identity::Error::Folder(_)
         | identity::Error::Certificate { .. }
         | identity::Error::Pem { .. }
+        | identity::Error::Damaged { .. }
         | identity::Error::Tls(_) => internal(&error),
     }
 }
