@@ -100,9 +100,35 @@ pub enum Command {
     Events(Events),
     /// Versions of this program and of the coordinator.
     Version,
+    /// Check this host, and say how to mend what a strict job would miss. Changes nothing; exit 1 if something is missing.
+    Doctor(Doctor),
     /// Cleans up after a killed `up` or `demo`.
     #[command(hide = true)]
     Janitor(Janitor),
+}
+
+/// Where the parts of this host have their files.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// The spawner's policy.
+    #[arg(long, default_value = "/etc/muster/spawner.toml", value_name = "FILE")]
+    pub spawner_config: PathBuf,
+    /// The spawner's folder.
+    #[arg(long, default_value = "/var/lib/muster-spawner", value_name = "DIR")]
+    pub spawner_state: PathBuf,
+    /// The agent's folder.
+    #[arg(long, default_value = "/var/lib/muster-agent", value_name = "DIR")]
+    pub agent_state: PathBuf,
+    /// The file with the agent's join token.
+    #[arg(long, default_value = "/etc/muster/join-token", value_name = "FILE")]
+    pub token_file: PathBuf,
+    /// The coordinator's folder, if it runs here.
+    #[arg(long, default_value = "/var/lib/muster", value_name = "DIR")]
+    pub coordinator_data: PathBuf,
+    /// The cgroup that the spawner has. Default: its systemd unit's; without one, what a spawner that is started
+    /// from here would have.
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

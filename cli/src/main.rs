@@ -6,6 +6,7 @@ mod blobs;
 mod client;
 mod commands;
 mod demo;
+mod doctor;
 mod escape;
 mod exit;
 mod fences;

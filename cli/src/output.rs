@@ -95,10 +95,11 @@ impl Output {
     /// A state's word with its colour.
     pub fn state(&self, word: &str) -> Cell {
         let code = match word {
-            "ready" | "succeeded" | "live" => 32,
+            "ready" | "succeeded" | "live" | "ok" => 32,
             "running" | "joining" | "placed" => 36,
-            "draining" | "cordoned" | "drained" | "waiting" | "cancelling" | "stopping" | "silent" | "cooling" => 33,
-            "lost" | "failed" | "gone" => 31,
+            "draining" | "cordoned" | "drained" | "waiting" | "cancelling" | "stopping" | "silent" | "cooling"
+            | "warn" | "unknown" => 33,
+            "lost" | "failed" | "gone" | "missing" => 31,
             _ => 0,
         };
         Cell { text: escape::text(word), color: code }

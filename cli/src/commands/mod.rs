@@ -25,7 +25,7 @@ use std::{
 use crate::{
     args::{Cli, Command, Global, Token},
     client::{Client, Server, TlsFiles},
-    demo,
+    demo, doctor,
     exit::{Exit, Failure, Result},
     local,
     output::Output,
@@ -42,6 +42,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     output.verbose = cli.global.verbose;
     if let Command::Janitor(janitor) = &cli.command {
         return Ok(local::janitor::run(janitor));
+    }
+    // It clones children, which only a process with one thread may.
+    if let Command::Doctor(doctor) = &cli.command {
+        return doctor::run(&output, doctor);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -66,7 +70,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Status => fleet::status(&context).await,
         Command::Events(events) => fleet::events(&context, events).await,
         Command::Version => fleet::version(&context).await,
-        Command::Janitor(_) => unreachable!("run() has taken this one"),
+        Command::Janitor(_) | Command::Doctor(_) => unreachable!("run() has taken this one"),
     }
 }
 
