@@ -3,6 +3,7 @@
 
 mod access;
 mod demo;
+mod doctor;
 mod drains;
 mod jobs;
 mod restarts;

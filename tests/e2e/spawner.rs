@@ -181,7 +181,7 @@ impl Spawner {
     }
 }
 
-fn dial(path: &std::path::Path) -> Option<OwnedFd> {
+pub(crate) fn dial(path: &std::path::Path) -> Option<OwnedFd> {
     let socket = new_socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).ok()?;
     connect(socket.as_raw_fd(), &UnixAddr::new(path).ok()?).ok()?;
     Some(socket)

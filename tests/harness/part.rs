@@ -42,6 +42,20 @@ pub fn muster_binary() -> PathBuf {
     }
 }
 
+/// The executable as another user, who need not reach its folder: it is started through the file, which
+/// must stay open until then. Only root may.
+///
+/// # Panics
+///
+/// If there is none.
+#[must_use]
+pub fn muster_as(user: u32) -> (Command, File) {
+    let file = File::open(muster_binary()).expect("the executable can be read");
+    let mut command = Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    command.uid(user).gid(user).current_dir("/");
+    (command, file)
+}
+
 /// A running process of ours.
 #[derive(Debug)]
 pub struct Part {
@@ -59,9 +73,23 @@ impl Part {
     /// If the process cannot be started.
     #[must_use]
     pub fn start(name: &str, log: &Path, arguments: &[OsString]) -> Self {
+        Self::start_with(Command::new(muster_binary()), name, log, arguments)
+    }
+
+    /// The same as another user; only root may.
+    ///
+    /// # Panics
+    ///
+    /// If the process cannot be started.
+    #[must_use]
+    pub fn start_as(user: u32, name: &str, log: &Path, arguments: &[OsString]) -> Self {
+        let (command, _until_it_is_started) = muster_as(user);
+        Self::start_with(command, name, log, arguments)
+    }
+
+    fn start_with(mut command: Command, name: &str, log: &Path, arguments: &[OsString]) -> Self {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
         let output = File::options().create(true).append(true).open(log).expect("a log file");
-        let mut command = Command::new(muster_binary());
         command
             .args(arguments)
             .arg("--parent-fd")
