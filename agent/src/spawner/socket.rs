@@ -16,6 +16,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::protocol::{DESCRIPTORS_MAX, PACKET_BYTES_MAX};
 
+/// SCM_MAX_FD: the kernel takes no more with one packet. With room for all of them none is ever cut off,
+/// and so none is left open here without an owner.
+const KERNEL_DESCRIPTORS_MAX: usize = 253;
+
 /// What one receive brought.
 #[derive(Debug)]
 pub enum Received<T> {
@@ -73,7 +77,7 @@ pub fn send(socket: BorrowedFd<'_>, packet: &[u8], descriptors: &[BorrowedFd<'_>
 /// # Errors
 /// As recvmsg(2).
 pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received<T>> {
-    let mut control = cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+    let mut control = cmsg_space!([RawFd; KERNEL_DESCRIPTORS_MAX]);
     let mut iov = [io::IoSliceMut::new(buffer)];
     let message = loop {
         match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
@@ -91,7 +95,7 @@ pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>, buffer: &mut [u8]) -
             descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
         }
     }
-    let truncated = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    let truncated = message.flags.contains(MsgFlags::MSG_TRUNC) || descriptors.len() > DESCRIPTORS_MAX;
     let length = message.bytes;
     if length == 0 && descriptors.is_empty() {
         return Ok(Received::Closed);
