@@ -42,7 +42,7 @@ pub enum Request {
         version: u16,
     },
     /// Start a job. Beside it the descriptors that `Start::stdin` and
-    /// `Start::inputs` number. Answered by `Started`, or by `Ended` with
+    /// `Start::inputs` number: regular files and pipes, no others are taken. Answered by `Started`, or by `Ended` with
     /// `Verdict::StartFailed` or `Verdict::Refused`. An id that was ever
     /// accepted is refused the second time (FL-4) with `Denied`.
     Start(Box<Start>),
