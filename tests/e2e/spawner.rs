@@ -6,7 +6,10 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::Read,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::PathBuf,
     time::Duration,
 };
@@ -29,10 +32,11 @@ use nix::{
 use tempfile::TempDir;
 
 /// A spawner and this test's connection to it.
-struct Spawner {
-    part: Part,
-    socket: OwnedFd,
-    missing: Vec<String>,
+pub(crate) struct Spawner {
+    pub(crate) part: Part,
+    pub(crate) socket: OwnedFd,
+    /// Fences that this host lacks.
+    pub(crate) missing: Vec<String>,
     folder: TempDir,
     arguments: Vec<OsString>,
     next_task: u32,
@@ -40,20 +44,30 @@ struct Spawner {
 
 /// One job's whole life as the agent hears it.
 #[derive(Debug)]
-struct Life {
-    end: Ended,
-    stdout: String,
-    stderr: String,
+pub(crate) struct Life {
+    pub(crate) end: Ended,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Spawner {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::start_with("", 64)
+    }
+
+    /// With these lines in its policy, and this many uids for jobs.
+    pub(crate) fn start_with(policy: &str, uids: u32) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-spawner-").tempdir().expect("a folder");
         let path = folder.path().join("spawner.sock");
         let node = format!("spawner-{}", folder.path().file_name().expect("a name").to_string_lossy());
         let first = 3_000_000 + (std::process::id() % 10_000) * 64;
+        let config = folder.path().join("spawner.toml");
+        fs::write(&config, policy).expect("written");
+        fs::set_permissions(&config, PermissionsExt::from_mode(0o644)).expect("ours");
         let arguments: Vec<OsString> = [
             "spawner".into(),
+            "--config".into(),
+            config.into_os_string(),
             "--socket".into(),
             path.clone().into_os_string(),
             "--state".into(),
@@ -61,7 +75,7 @@ impl Spawner {
             "--node-id".into(),
             node.into(),
             "--uids".into(),
-            format!("{first}-{}", first + 63).into(),
+            format!("{first}-{}", first + uids - 1).into(),
         ]
         .into();
         let part = Part::start("spawner", &folder.path().join("log"), &arguments);
@@ -71,12 +85,12 @@ impl Spawner {
         spawner
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.folder.path().join("spawner.sock")
     }
 
     /// Says hello; returns what is held.
-    fn greet(&mut self) -> BTreeMap<AttemptKey, Phase> {
+    pub(crate) fn greet(&mut self) -> BTreeMap<AttemptKey, Phase> {
         self.ask(&Request::Hello { version: PROTOCOL_VERSION }, &[]);
         let mut held = BTreeMap::new();
         loop {
@@ -90,18 +104,18 @@ impl Spawner {
     }
 
     /// A new agent process in place of the old one.
-    fn reconnect(&mut self) -> BTreeMap<AttemptKey, Phase> {
+    pub(crate) fn reconnect(&mut self) -> BTreeMap<AttemptKey, Phase> {
         let path = self.path();
         self.socket = eventually_blocking(WAIT, || dial(&path)).expect("the spawner listens");
         self.greet()
     }
 
-    fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
+    pub(crate) fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
         let packet = socket::encode(request).expect("it fits");
         socket::send(self.socket.as_fd(), &packet, descriptors).expect("the spawner reads");
     }
 
-    fn hear(&mut self) -> (Event, Vec<OwnedFd>) {
+    pub(crate) fn hear(&mut self) -> (Event, Vec<OwnedFd>) {
         let mut polls = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(WAIT).expect("a poll timeout");
         assert!(poll(&mut polls, timeout).expect("poll") > 0, "the spawner says nothing: {}", self.part.log());
@@ -113,7 +127,7 @@ impl Spawner {
     }
 
     /// A shell script in the strictest profile that this host can raise.
-    fn script(&mut self, script: &str) -> Start {
+    pub(crate) fn script(&mut self, script: &str) -> Start {
         self.next_task += 1;
         Start {
             attempt: AttemptKey { job: 100, task: self.next_task, number: 1, term: 1 },
@@ -133,18 +147,18 @@ impl Spawner {
         }
     }
 
-    fn run(&mut self, start: Start) -> Life {
+    pub(crate) fn run(&mut self, start: Start) -> Life {
         let key = start.attempt;
         self.ask(&Request::Start(Box::new(start)), &[]);
         self.follow(key)
     }
 
-    fn run_script(&mut self, script: &str) -> Life {
+    pub(crate) fn run_script(&mut self, script: &str) -> Life {
         let start = self.script(script);
         self.run(start)
     }
 
-    fn started(&mut self, key: AttemptKey) -> [File; 2] {
+    pub(crate) fn started(&mut self, key: AttemptKey) -> [File; 2] {
         match self.hear() {
             (Event::Started { attempt, .. }, pipes) if attempt == key => pipes_of(pipes),
             other => panic!("it did not start: {other:?}"),
@@ -152,7 +166,7 @@ impl Spawner {
     }
 
     /// Hears a start and its end, and reads both pipes to their end.
-    fn follow(&mut self, key: AttemptKey) -> Life {
+    pub(crate) fn follow(&mut self, key: AttemptKey) -> Life {
         let mut pipes = None;
         loop {
             match self.hear() {
@@ -163,7 +177,7 @@ impl Spawner {
         }
     }
 
-    fn ended(&mut self, key: AttemptKey) -> Ended {
+    pub(crate) fn ended(&mut self, key: AttemptKey) -> Ended {
         match self.hear().0 {
             Event::Ended { attempt, end } if attempt == key => end,
             other => panic!("not the end: {other:?}"),
@@ -176,7 +190,7 @@ impl Spawner {
     }
 
     /// Every process whose command line names this run's marker.
-    fn left(marker: &str) -> Vec<(u32, String)> {
+    pub(crate) fn left(marker: &str) -> Vec<(u32, String)> {
         host::processes_with(marker)
     }
 }
@@ -187,7 +201,7 @@ pub(crate) fn dial(path: &std::path::Path) -> Option<OwnedFd> {
     Some(socket)
 }
 
-fn pipes_of(descriptors: Vec<OwnedFd>) -> [File; 2] {
+pub(crate) fn pipes_of(descriptors: Vec<OwnedFd>) -> [File; 2] {
     let files: Vec<File> = descriptors.into_iter().map(File::from).collect();
     files.try_into().expect("stdout and stderr")
 }
@@ -413,7 +427,7 @@ fn an_exclusive_job_is_dead_after_its_lease_although_agent_and_spawner_are_stopp
     assert_eq!(spawner.ended(key).verdict, Verdict::LeaseEnded);
 }
 
-fn boottime_ms() -> u64 {
+pub(crate) fn boottime_ms() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("a clock");
     u64::try_from(now.tv_sec()).expect("after boot") * 1_000
         + u64::try_from(now.tv_nsec()).expect("positive") / 1_000_000
