@@ -105,6 +105,7 @@ impl Spawner {
                     | Event::Attached { .. }
                     | Event::Ended { .. }
                     | Event::Outputs { .. }
+                    | Event::Stuck { .. }
                     | Event::Denied { .. } => break,
                 }
             }
@@ -633,6 +634,7 @@ impl Spawner {
                 | Event::Started { .. }
                 | Event::Attached { .. }
                 | Event::Outputs { .. }
+                | Event::Stuck { .. }
                 | Event::Denied { .. } => {}
             }
         }

@@ -110,7 +110,7 @@ impl Root {
         };
         nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK).ok()?;
         let controllers = ours(&fs::read_to_string(grants).unwrap_or_default()).map(str::to_owned).collect();
-        Some(Self { jobs: parent.join("jobs"), made: Vec::new(), controllers })
+        Some(Self { jobs: parent.join("jobs"), made: Vec::new(), controllers, io_max: Vec::new() })
     }
 
     /// Processes live in leaves only: we move into one before controllers are enabled (else EBUSY).
