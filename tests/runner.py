@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 # The core's promise: no I/O, no clock, no randomness, no async.
 IMPURE = {"tokio", "tonic", "tracing", "rand", "getrandom", "sysinfo", "nix", "libc", "rustix", "mio", "prost", "jiff"}
+# What `systemd-analyze security` of systemd 252 may give each unit, from 0 to 10. The spawner's is what its job leaves:
+# capabilities to mount and to change uids, namespaces, and no filter that its jobs could not live with.
+EXPOSURE_MAX = {"muster-agent": 1.5, "muster-coordinator": 1.6, "muster-spawner": 5.0}
 SKIP_LINE = re.compile(r"^\s*SKIP ([\w:./-]+): (.+)$", re.MULTILINE)
 
 
@@ -115,6 +118,10 @@ def has_pypi():
     return PYTHON_CLIENT_READY
 
 
+def has_systemd_analyze():
+    return bool(shutil.which("systemd-analyze"))
+
+
 def has_qemu():
     return os.geteuid() == 0 and all(shutil.which(p) for p in ("qemu-system-x86_64", "mmdebstrap", "mke2fs"))
 
@@ -130,6 +137,7 @@ FEATURES = {
     "landlock": lambda: landlock_version() >= 2,
     "landlock-scopes": lambda: landlock_version() >= 6,
     "qemu": has_qemu,
+    "systemd-analyze": has_systemd_analyze,
     "pypi": has_pypi,
 }
 
@@ -238,6 +246,23 @@ def check_deny_by_metadata(results):
             results.fail(f"deny-{name}", ", ".join(wrong) or "cargo metadata failed")
         else:
             results.pass_(f"deny-{name}")
+
+
+def check_units(results, _):
+    """The shipped units are as closed as they were."""
+    if not has_systemd_analyze():
+        results.skip("units", "there is no systemd-analyze")
+        return
+    for name, most in EXPOSURE_MAX.items():
+        text = output_of(["systemd-analyze", "security", "--offline=true", "--no-pager", f"systemd/{name}.service"])
+        found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", text)
+        if not found:
+            results.fail(f"units-{name}", "systemd-analyze security --offline=true gives no figure for it")
+        elif float(found[1]) > most:
+            results.fail(f"units-{name}", f"exposure {found[1]}, at most {most}: see `systemd-analyze security --offline=true systemd/{name}.service`")
+        else:
+            say(f"{name}: exposure {found[1]}, at most {most}")
+            results.pass_(f"units-{name}")
 
 
 def check_build(results, _):
@@ -368,6 +393,7 @@ CHECKS = {
     "fmt": check_fmt,
     "core": check_core,
     "deny": check_deny,
+    "units": check_units,
     "build": check_build,
     "rust": check_rust,
     "python": check_python,
