@@ -90,6 +90,43 @@ async fn an_agent_killed_with_running_jobs_adopts_them_with_whole_logs() {
     }
 }
 
+/// FL-10: however the agent dies amid a job's output, the log has each line once, up to the last.
+#[tokio::test]
+async fn ten_kills_of_the_agent_neither_lose_nor_repeat_a_line_of_its_writer() {
+    let mut fleet = Fleet::with_node().await;
+    // Bursts, so that a kill hits lines in every place from the pipe to the store; told to end, it says what was last.
+    let script = "trap 'stop=1' TERM; i=0
+        while [ -z \"$stop\" ]; do
+            for _ in 1 2 3 4 5 6 7 8 9; do i=$((i + 1)); echo line $i; done
+            sleep 0.01
+        done
+        echo last $i";
+    let job = fleet.client.submit(fleet.script(script)).await;
+    fleet.client.running(job, 1).await;
+
+    let mut stored = 0;
+    for _ in 0..10 {
+        stored = eventually("more of its output is stored", LONG, async || {
+            Some(fleet.client.output(job, 0).await.0.len()).filter(|now| *now > stored)
+        })
+        .await;
+        fleet.node("n1").agent.as_mut().expect("an agent").kill9();
+        fleet.start_agent("n1");
+        fleet.client.node_in("n1", "ready").await;
+    }
+
+    let request = v1::CancelRequest { job, tasks: Vec::new(), reason: String::from("enough") };
+    fleet.client.jobs.clone().cancel(request).await.expect("a cancel");
+    let done = fleet.client.finished(job, LONG).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Cancelled(v1::Empty {}), 1));
+    let out = String::from_utf8(fleet.client.output(job, 0).await.0).expect("text");
+    let last = out.lines().count() - 1;
+    let expected: String = (1..=last).map(|line| format!("line {line}\n")).collect();
+    let wrong = out.lines().zip(expected.lines()).position(|(is, wanted)| is != wanted);
+    assert!(out == format!("{expected}last {last}\n"), "wrong from line {wrong:?} of {last}");
+    assert!(out.len() > stored, "and nothing that was stored is gone");
+}
+
 #[tokio::test]
 async fn a_job_that_ends_while_its_agent_is_dead_keeps_its_code_and_output() {
     let mut fleet = Fleet::with_node().await;
