@@ -308,6 +308,13 @@ impl Fences {
         fences
     }
 
+    /// What another look at a host found.
+    #[must_use]
+    pub fn found(present: BTreeSet<&'static str>, missing: Vec<(&'static str, String)>) -> Self {
+        let set = FenceSet::named(present.iter().copied());
+        Self { present, missing, set, profiles: Profiles::listed(), ..Self::default() }
+    }
+
     fn has_landlock(&self, policy: &landlock::Policy<'_>) -> Result<(), String> {
         if self.landlock_abi > 0 && landlock::fences_anything(self.landlock_abi, policy) {
             return Ok(());

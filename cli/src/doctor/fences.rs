@@ -21,7 +21,7 @@ pub fn look(rootless: bool, unit: Option<&Path>) -> std::io::Result<Fences> {
     // Where the spawner has a folder of its own state; empty, and removed at once.
     let folder = tempfile::Builder::new().prefix("muster-doctor-").tempdir()?;
     let root = CString::new(folder.path().as_os_str().as_bytes()).map_err(std::io::Error::other)?;
-    Ok(Fences::probe(rootless, cgroup::Root::foreseen(unit).as_ref(), &root))
+    Ok(Fences::probe(rootless, cgroup::Root::foreseen(unit).as_ref(), &root, Path::new("/")))
 }
 
 /// The rules: what was found of the kernel and of cgroups says what mends a missing fence.
@@ -78,10 +78,8 @@ mod tests {
     }
 
     fn all_but(missing: &[&'static str]) -> Fences {
-        Fences {
-            present: fence::ALL.into_iter().filter(|name| !missing.contains(name)).collect(),
-            missing: missing.iter().map(|name| (*name, "a test".to_owned())).collect(),
-        }
+        let present = fence::ALL.into_iter().filter(|name| !missing.contains(name)).collect();
+        Fences::found(present, missing.iter().map(|name| (*name, "a test".to_owned())).collect())
     }
 
     #[test]
