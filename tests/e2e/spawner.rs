@@ -59,7 +59,7 @@ impl Spawner {
     pub(crate) fn start_with(policy: &str, uids: u32) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-spawner-").tempdir().expect("a folder");
         let path = folder.path().join("spawner.sock");
-        let node = format!("spawner-{}", folder.path().file_name().expect("a name").to_string_lossy());
+        let node = format!("e2e-spawner-{}", folder.path().file_name().expect("a name").to_string_lossy());
         let first = 3_000_000 + (std::process::id() % 10_000) * 64;
         let config = folder.path().join("spawner.toml");
         fs::write(&config, policy).expect("written");
