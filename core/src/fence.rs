@@ -10,9 +10,12 @@ pub const NETWORK: &str = "ns.net";
 /// A timer on the node's lease: asked by every exclusive job.
 pub const LEASE_TIMER: &str = "lease.timer";
 
-/// Every fence that a job can name or do without, in alphabetic order.
-pub const ALL: [&str; 23] = [
+/// Every fence that a host can have and a job can name or do without, in alphabetic order.
+pub const ALL: [&str; 27] = [
     "caps.none",
+    "descriptors",
+    "dumpable",
+    "keyring",
     "kill.cgroup",
     "kill.pidns",
     "landlock",
@@ -34,6 +37,7 @@ pub const ALL: [&str; 23] = [
     "rlimits",
     "root.readonly",
     "seccomp",
+    "session",
     "uid.own",
 ];
 

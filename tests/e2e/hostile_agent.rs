@@ -722,3 +722,68 @@ fn an_agent_that_does_not_read_loses_its_connection_and_no_job() {
     spawner.ends_by_itself(held, &release);
     spawner.works_as_before();
 }
+
+#[test]
+fn a_second_greeting_in_a_connection_is_denied() {
+    let mut spawner = Spawner::start();
+    spawner.ask(&Request::Hello { version: PROTOCOL_VERSION }, &[]);
+    assert_eq!(spawner.denied(), "Hello comes once in a connection");
+    spawner.works_as_before();
+}
+
+#[test]
+fn news_of_jobs_wait_for_the_greeting() {
+    let mut spawner = Spawner::start();
+    let (held, release) = spawner.waiting_job(false);
+    let Some(Phase::Running(running)) = spawner.reconnect().remove(&held) else { panic!("it does not run") };
+    let init = running.init_pid;
+    spawner.socket = dial(&spawner.path()).expect("the spawner listens");
+    // Answered, so this connection is the agent's by now.
+    spawner.ask(&Request::Poweroff, &[]);
+    assert_eq!(spawner.denied(), "the first message must be Hello");
+    nix::unistd::write(&release, b"go\n").expect("the job reads");
+    let reaped = || fs::metadata(format!("/proc/{init}")).is_err().then_some(());
+    eventually_blocking(WAIT, reaped).expect("the job ends, and its init is reaped");
+    // Panics if anything comes before the greeting.
+    let held_now = spawner.greet();
+    assert!(matches!(held_now.get(&held), Some(Phase::Ended(_))), "{held_now:?}");
+    spawner.works_as_before();
+}
+
+#[test]
+fn answers_that_nobody_reads_are_bounded_by_their_bytes_too() {
+    let mut spawner = Spawner::start();
+    let start = spawner.script("exit 0");
+    let key = start.attempt;
+    let refused = Start { arguments: vec![b"/no/such".to_vec()], ..start };
+    spawner.run(refused);
+    let paths = vec![vec![b'x'; PACKET_BYTES_MAX - 1_000]];
+    let packet = socket::encode(&Request::Collect { attempt: key, paths, file_bytes_max: 1 }).expect("it fits");
+    // Far less than the number of answers that may wait, and more than their bytes.
+    let dropped = (0..2_000).find_map(|_| socket::send(spawner.socket.as_fd(), &packet, &[]).err());
+    let error = dropped.expect("250 MiB of answers are not kept");
+    assert!([ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&error.kind()), "{error}");
+    spawner.back();
+    spawner.works_as_before();
+}
+
+#[test]
+fn an_answer_larger_than_a_packet_comes_in_pieces() {
+    let mut spawner = Spawner::start();
+    let start = spawner.script("exit 0");
+    let key = start.attempt;
+    spawner.run(Start { arguments: vec![b"/no/such".to_vec()], ..start });
+    let asked = 14_000;
+    let paths = vec![b"x".to_vec(); asked];
+    spawner.ask(&Request::Collect { attempt: key, paths, file_bytes_max: 1 }, &[]);
+    let mut answered = 0;
+    loop {
+        let Event::Outputs { files, last, .. } = spawner.hear().0 else { panic!("not the outputs") };
+        answered += files.len();
+        if last {
+            break;
+        }
+    }
+    assert_eq!(answered, asked);
+    spawner.works_as_before();
+}

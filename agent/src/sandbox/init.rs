@@ -248,7 +248,8 @@ fn give_up_rights(blueprint: &Blueprint<'_>) -> Result<(), Failure> {
 
 /// Of every job alike; `RLIMIT_FSIZE` and `RLIMIT_NPROC` are the job's own.
 fn limit_resources() -> Result<(), Errno> {
-    sys::limit_resource(libc::RLIMIT_CORE, 0, 0)?;
+    // Not 0, which still lets a program in /proc/sys/kernel/core_pattern have the core: 1 stops that too (do_coredump).
+    sys::limit_resource(libc::RLIMIT_CORE, 1, 1)?;
     sys::limit_resource(libc::RLIMIT_NOFILE, 1_024, 65_536)?;
     sys::limit_resource(libc::RLIMIT_MEMLOCK, 8 << 20, 8 << 20)?;
     sys::limit_resource(libc::RLIMIT_MSGQUEUE, 800 << 10, 800 << 10)?;

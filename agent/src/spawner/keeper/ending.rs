@@ -153,7 +153,14 @@ impl Keeper {
     pub(super) fn end(&mut self, key: AttemptKey, reason: Reason, grace_ms: u64) {
         let Some(attempt) = self.attempts.get_mut(&key) else { return };
         let Stage::Live(live) = &mut attempt.stage else { return };
-        let kill_at = sys::boottime_us().saturating_add(grace_ms.saturating_mul(1_000));
+        // However long a grace is asked: its time limit holds.
+        let time_over = match (attempt.time_limit_ms, live.started_us) {
+            (1.., Some(started)) => {
+                started.saturating_add((attempt.time_limit_ms + attempt.grace_ms).saturating_mul(1_000))
+            }
+            _ => u64::MAX,
+        };
+        let kill_at = sys::boottime_us().saturating_add(grace_ms.saturating_mul(1_000)).min(time_over);
         live.kill_at_us = Some(live.kill_at_us.map_or(kill_at, |earlier| earlier.min(kill_at)));
         // One that waits for its sandbox never ran: there is nobody to ask.
         let never_ran = live.order.take().is_some();

@@ -21,15 +21,25 @@ use crate::{
     },
 };
 
+/// Children that open outputs at once: more than any agent asks for, fewer than would hurt a host.
+const COLLECTING_MAX: usize = 256;
+
 impl Keeper {
     pub(super) fn collect(&mut self, key: AttemptKey, paths: Vec<Vec<u8>>, bytes_max: u64) {
         let Some(Attempt { stage: Stage::Over { folder, .. }, identity, .. }) = self.attempts.get(&key) else {
             return self.deny(Some(key), "outputs are collected when it is over");
         };
         let Some(folder) = folder else {
-            let files = paths.into_iter().map(|path| (path, Collected::Skipped { reason: "missing".into() })).collect();
-            return self.tell(&Event::Outputs { attempt: key, files, last: true }, Vec::new());
+            // One at a time: an answer for all may be larger than a packet.
+            for path in paths {
+                let files = vec![(path, Collected::Skipped { reason: "missing".into() })];
+                self.tell(&Event::Outputs { attempt: key, files, last: false }, Vec::new());
+            }
+            return self.tell(&Event::Outputs { attempt: key, files: Vec::new(), last: true }, Vec::new());
         };
+        if self.collecting.len() >= COLLECTING_MAX {
+            return self.deny(Some(key), format!("outputs of {COLLECTING_MAX} attempts are being collected already"));
+        }
         match collect_in_child(folder.as_fd(), *identity, &paths, bytes_max) {
             Ok((socket, pidfd)) => {
                 let token = self.new_token();

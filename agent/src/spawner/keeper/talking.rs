@@ -10,6 +10,7 @@ use std::{
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{AGENT, Keeper, launching};
+use crate::sandbox::sys;
 use crate::spawner::{
     attempt::{Attempt, Reason, Stage},
     protocol::{AttemptKey, Event, PROTOCOL_VERSION, Phase, Request},
@@ -18,6 +19,10 @@ use crate::spawner::{
 
 /// Events that wait for a slow agent; past them its connection is dropped, and nothing is lost.
 const EVENTS_MAX: usize = 65_536;
+/// Their bytes, apart from the greeting's, which `attempts_max` bounds.
+const EVENTS_BYTES_MAX: usize = 16 << 20;
+/// No coordinator leases a host for longer; a later end would be an agent's way to have `exclusive` jobs run for ever.
+const LEASE_AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
 /// Requests obeyed in a row: a flood of them must not delay deadlines.
 const REQUESTS_AT_ONCE: usize = 64;
 
@@ -26,6 +31,10 @@ pub struct Agent {
     socket: OwnedFd,
     greeted: bool,
     queue: VecDeque<(Vec<u8>, Vec<Rc<OwnedFd>>)>,
+    /// Bytes in the queue that are counted against [`EVENTS_BYTES_MAX`].
+    queued_bytes: usize,
+    /// Packets at its head that are the greeting's, and are not counted.
+    greeting: usize,
     wants_write: bool,
 }
 
@@ -53,13 +62,26 @@ impl Keeper {
         }
         self.drop_agent();
         if self.watch(socket.as_fd(), AGENT, EpollFlags::EPOLLIN).is_ok() {
-            self.agent = Some(Agent { socket, greeted: false, queue: VecDeque::new(), wants_write: false });
+            self.agent = Some(Agent {
+                socket,
+                greeted: false,
+                queue: VecDeque::new(),
+                queued_bytes: 0,
+                greeting: 0,
+                wants_write: false,
+            });
         }
     }
 
     fn drop_agent(&mut self) {
         if let Some(agent) = self.agent.take() {
             self.unwatch(agent.socket.as_fd());
+        }
+        // Who asked for these outputs is gone, and its successor would take them for its own.
+        for collecting in std::mem::take(&mut self.collecting).into_values() {
+            self.unwatch(collecting.socket.as_fd());
+            let _gone = sys::signal_pidfd(collecting.pidfd.as_fd(), libc::SIGKILL);
+            self.helpers.push(collecting.pidfd);
         }
     }
 
@@ -81,11 +103,16 @@ impl Keeper {
 
     pub(super) fn tell(&mut self, event: &Event, descriptors: Vec<Rc<OwnedFd>>) {
         let Some(agent) = &mut self.agent else { return };
+        // Before its greeting an agent hears refusals only: what else there is to tell is in `Held`.
+        if !agent.greeted && !matches!(event, Event::Denied { .. }) {
+            return;
+        }
         let Ok(packet) = socket::encode(event) else { return };
-        if agent.queue.len() >= EVENTS_MAX {
+        if agent.queue.len() >= EVENTS_MAX || agent.queued_bytes >= EVENTS_BYTES_MAX {
             tracing::warn!("the agent does not read; its connection is dropped");
             return self.drop_agent();
         }
+        agent.queued_bytes += packet.len();
         agent.queue.push_back((packet, descriptors));
     }
 
@@ -95,6 +122,10 @@ impl Keeper {
             let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(|fd| fd.as_fd()).collect();
             match socket::send(agent.socket.as_fd(), packet, &borrowed) {
                 Ok(()) => {
+                    match agent.greeting.checked_sub(1) {
+                        Some(left) => agent.greeting = left,
+                        None => agent.queued_bytes -= packet.len(),
+                    }
                     agent.queue.pop_front();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -125,7 +156,7 @@ impl Keeper {
             Request::Attach { attempt } => self.attach(attempt),
             Request::Collect { attempt, paths, file_bytes_max } => self.collect(attempt, paths, file_bytes_max),
             Request::Forget { attempt } => self.forget(attempt),
-            Request::RenewLease { deadline_boottime_ms } => self.lease.extend(deadline_boottime_ms),
+            Request::RenewLease { deadline_boottime_ms } => self.renew_lease(deadline_boottime_ms),
             Request::Poweroff => self.power_off(),
         }
     }
@@ -134,9 +165,12 @@ impl Keeper {
         if version != PROTOCOL_VERSION {
             return self.deny(None, format!("this spawner speaks protocol {PROTOCOL_VERSION}, not {version}"));
         }
-        if let Some(agent) = &mut self.agent {
-            agent.greeted = true;
+        let Some(agent) = &mut self.agent else { return };
+        if agent.greeted {
+            // Each greeting lists all that is held: repeated, it would fill memory.
+            return self.deny(None, "Hello comes once in a connection");
         }
+        agent.greeted = true;
         let welcome = Event::Welcome {
             version: PROTOCOL_VERSION,
             boot_id: self.boot_id.clone(),
@@ -145,12 +179,17 @@ impl Keeper {
             missing: self.fences.missing.iter().map(|(name, why)| ((*name).to_owned(), why.clone())).collect(),
             poweroff: self.policy.allow_poweroff,
         };
-        self.tell(&welcome, Vec::new());
-        let held: Vec<Event> = self.attempts.values().map(held).collect();
-        for event in held {
-            self.tell(&event, Vec::new());
+        let greeting = std::iter::once(welcome).chain(self.attempts.values().map(held)).chain([Event::HeldAll]);
+        let packets = greeting.filter_map(|event| socket::encode(&event).ok()).map(|packet| (packet, Vec::new()));
+        agent.queue.extend(packets);
+        (agent.greeting, agent.queued_bytes) = (agent.queue.len(), 0);
+    }
+
+    fn renew_lease(&mut self, deadline_ms: u64) {
+        if deadline_ms > sys::boottime_us() / 1_000 + LEASE_AHEAD_MAX_MS {
+            return self.deny(None, "a lease ends at most 10 minutes from now");
         }
-        self.tell(&Event::HeldAll, Vec::new());
+        self.lease.extend(deadline_ms);
     }
 
     fn attach(&mut self, key: AttemptKey) {
