@@ -9,4 +9,5 @@ mod hostile_agent;
 mod jobs;
 mod restarts;
 mod spawner;
+mod upgrade;
 mod usage;

@@ -21,7 +21,10 @@ use muster_agent::spawner::{
     },
     socket::{self, Received},
 };
-use muster_tests::{WAIT, eventually_blocking, host, part::Part};
+use muster_tests::{
+    WAIT, eventually_blocking, host,
+    part::{Part, muster_binary},
+};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -55,8 +58,17 @@ impl Spawner {
         Self::start_with("", 64)
     }
 
+    /// From a file of its own, which a test may replace.
+    pub(crate) fn start_from(program: &std::path::Path) -> Self {
+        Self::start_all(program, "", 64)
+    }
+
     /// With these lines in its policy, and this many uids for jobs.
     pub(crate) fn start_with(policy: &str, uids: u32) -> Self {
+        Self::start_all(&muster_binary(), policy, uids)
+    }
+
+    fn start_all(program: &std::path::Path, policy: &str, uids: u32) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-spawner-").tempdir().expect("a folder");
         let path = folder.path().join("spawner.sock");
         let node = format!("e2e-spawner-{}", folder.path().file_name().expect("a name").to_string_lossy());
@@ -78,7 +90,7 @@ impl Spawner {
             format!("{first}-{}", first + uids - 1).into(),
         ]
         .into();
-        let part = Part::start("spawner", &folder.path().join("log"), &arguments);
+        let part = Part::start_from(program, "spawner", &folder.path().join("log"), &arguments);
         let socket = eventually_blocking(WAIT, || dial(&path)).unwrap_or_else(|| panic!("no spawner: {}", part.log()));
         let mut spawner = Self { part, socket, missing: Vec::new(), folder, arguments, next_task: 0 };
         spawner.greet();

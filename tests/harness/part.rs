@@ -76,6 +76,16 @@ impl Part {
         Self::start_with(Command::new(muster_binary()), name, log, arguments)
     }
 
+    /// The same from another file.
+    ///
+    /// # Panics
+    ///
+    /// If the process cannot be started.
+    #[must_use]
+    pub fn start_from(program: &Path, name: &str, log: &Path, arguments: &[OsString]) -> Self {
+        Self::start_with(Command::new(program), name, log, arguments)
+    }
+
     /// The same as another user; only root may.
     ///
     /// # Panics

@@ -71,6 +71,8 @@ fn own_group(mount: &Path) -> Option<PathBuf> {
 /// The group of the systemd unit that this process is in, if it is in one.
 fn delegated_group(mount: &Path) -> Option<PathBuf> {
     let own = std::env::var_os("INVOCATION_ID").and_then(|_| own_group(mount))?;
+    // Where an earlier program of this process has moved it.
+    let own = if own.ends_with(SUPERVISOR) { own.parent()?.to_owned() } else { own };
     own.extension().is_some_and(|kind| kind == "service").then_some(own)
 }
 
@@ -79,19 +81,25 @@ fn ours(controllers: &str) -> impl Iterator<Item = &str> {
     controllers.split_whitespace().filter(|name| ["cpu", "memory", "pids", "io"].contains(name))
 }
 
+/// The leaf of a delegated group that the spawner itself is in.
+const SUPERVISOR: &str = "supervisor";
+
 impl Root {
     /// The delegated group of this systemd unit; else, as root, a group of our own; else none.
     ///
+    /// What else is in it is of a spawner that is gone, and is ended, but for `kept`: the groups of jobs that
+    /// this process held under its former program.
+    ///
     /// # Errors
     /// A group that should be usable is not.
-    pub fn find(node_id: &str) -> io::Result<Option<Self>> {
+    pub fn find(node_id: &str, kept: &[&str]) -> io::Result<Option<Self>> {
         let Some(mount) = mount_point() else { return Ok(None) };
         let root = match delegated_group(&mount) {
             Some(own) => Self::in_delegated(&own)?,
             None if nix::unistd::geteuid().is_root() => Self::of_our_own(&mount.join(format!("muster-{node_id}")))?,
             None => return Ok(None),
         };
-        root.empty_leftovers()?;
+        root.empty_leftovers(kept)?;
         Ok(Some(root))
     }
 
@@ -115,7 +123,7 @@ impl Root {
 
     /// Processes live in leaves only: we move into one before controllers are enabled (else EBUSY).
     fn in_delegated(own: &Path) -> io::Result<Self> {
-        let supervisor = own.join("supervisor");
+        let supervisor = own.join(SUPERVISOR);
         make(&supervisor)?;
         fs::write(supervisor.join("cgroup.procs"), "0")?;
         Self::with_jobs_in(own, vec![own.join("jobs")])
@@ -135,9 +143,10 @@ impl Root {
     }
 
     /// What a former spawner left is ended before this node is ready (FL-5).
-    fn empty_leftovers(&self) -> io::Result<()> {
+    fn empty_leftovers(&self, kept: &[&str]) -> io::Result<()> {
         for entry in fs::read_dir(&self.jobs)?.flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let is_kept = kept.iter().any(|name| entry.file_name() == *name);
+            if !is_kept && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let group = Group::open(entry.path(), false)?;
                 group.kill()?;
                 group.wait_until_empty(std::time::Duration::from_secs(5))?;
@@ -172,6 +181,15 @@ impl Root {
         let path = self.jobs.join(name);
         fs::create_dir(&path)?;
         Group::open(path, self.has("memory"))
+    }
+
+    /// The group that this process made under its former program.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn reopen_group(&self, name: &str, limits: Option<Limits>) -> io::Result<Group> {
+        let group = Group::open(self.jobs.join(name), self.has("memory"))?;
+        Ok(Group { limits, ..group })
     }
 
     /// Writes a job's limits, before its first instruction; what is written already is not written again.
@@ -218,7 +236,7 @@ impl Root {
     /// Removes what this spawner made, as far as it is empty.
     pub fn remove(&self) {
         // A group whose removal came a moment too early is still there.
-        let _kept_if_it_does_not_empty = self.empty_leftovers();
+        let _kept_if_it_does_not_empty = self.empty_leftovers(&[]);
         for path in &self.made {
             let _kept_if_not_empty = fs::remove_dir(path);
         }
@@ -242,6 +260,18 @@ impl Group {
     #[must_use]
     pub fn events(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
+    }
+
+    /// Its name among the groups of jobs.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        Some(self.path.file_name()?.to_string_lossy().into_owned())
+    }
+
+    /// The limits that are written.
+    #[must_use]
+    pub const fn limits(&self) -> Option<Limits> {
+        self.limits
     }
 
     /// Shown to the agent, to read usage from.

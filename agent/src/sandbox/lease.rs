@@ -10,8 +10,11 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::memfd::{MFdFlags, memfd_create},
+    fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::{Mode, fchmod},
+    },
     unistd::ftruncate,
 };
 
@@ -25,6 +28,8 @@ const PAGE: usize = 4096;
 /// The spawner's side: the only one that can write.
 pub struct LeasePage {
     memory: OwnedFd,
+    /// The same memory, opened for reading: what an init gets.
+    readable: OwnedFd,
     map: NonNull<AtomicU64>,
 }
 
@@ -36,23 +41,36 @@ impl LeasePage {
     pub fn new() -> Result<Self, Errno> {
         let memory = memfd_create(c"muster-lease", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         ftruncate(&memory, PAGE as i64)?;
+        // Ours alone to open for writing: not sealed against it, because the next program of this spawner must write on.
+        fchmod(&memory, Mode::S_IRUSR)?;
+        fcntl(&memory, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
+        Self::over(memory)
+    }
+
+    /// The page of the program that this process ran before.
+    ///
+    /// # Errors
+    /// It is no such page.
+    pub fn over(memory: OwnedFd) -> Result<Self, Errno> {
         let map = map(memory.as_fd(), libc::PROT_READ | libc::PROT_WRITE)?;
         // An init must not inherit the writable view; it maps the page anew.
         // SAFETY: the range is the mapping made above.
         if unsafe { libc::madvise(map.as_ptr().cast(), PAGE, libc::MADV_DONTFORK) } != 0 {
             return Err(Errno::last());
         }
-        let seals = SealFlag::F_SEAL_SHRINK
-            | SealFlag::F_SEAL_GROW
-            | SealFlag::F_SEAL_SEAL
-            | SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE);
-        fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
-        Ok(Self { memory, map })
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        let readable = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok(Self { memory, readable, map })
+    }
+
+    /// For the next program of this process.
+    pub fn memory(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
     }
 
     /// For an init to map.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.memory.as_fd()
+        self.readable.as_fd()
     }
 
     /// Milliseconds of CLOCK_BOOTTIME; 0: there was never a lease.
@@ -121,8 +139,18 @@ mod tests {
     }
 
     #[test]
-    fn nobody_can_map_the_page_for_writing_later() {
+    fn the_next_program_writes_on_the_same_page() {
         let page = LeasePage::new().unwrap();
-        assert_eq!(map(page.descriptor(), libc::PROT_READ | libc::PROT_WRITE), Err(Errno::EPERM));
+        let view = LeaseView::new(page.descriptor()).unwrap();
+        let next = LeasePage::over(page.memory().try_clone_to_owned().unwrap()).unwrap();
+        drop(page);
+        next.extend(9_000);
+        assert_eq!(view.deadline_ms(), 9_000);
+    }
+
+    #[test]
+    fn an_init_cannot_map_the_page_for_writing() {
+        let page = LeasePage::new().unwrap();
+        assert_eq!(map(page.descriptor(), libc::PROT_READ | libc::PROT_WRITE), Err(Errno::EACCES));
     }
 }

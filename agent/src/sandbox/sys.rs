@@ -326,6 +326,15 @@ pub fn prctl(option: c_int, argument: c_ulong) -> Result<()> {
     check(c_long::from(unsafe { libc::prctl(option, argument, none, none, none) })).map(drop)
 }
 
+/// Has a descriptor stay open over an exec, or not.
+///
+/// # Errors
+/// As fcntl(2).
+pub fn keep_over_exec(fd: RawFd, kept: bool) -> Result<()> {
+    // SAFETY: takes no memory.
+    check(c_long::from(unsafe { libc::fcntl(fd, libc::F_SETFD, if kept { 0 } else { libc::FD_CLOEXEC }) })).map(drop)
+}
+
 /// Takes all capabilities that the kernel knows from the bounding set.
 ///
 /// # Errors
@@ -417,12 +426,14 @@ pub unsafe fn execute(program: &CStr, argv: *const *const c_char, envp: *const *
 }
 
 /// How a child ended, and what it and the children that it had waited for used.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Reaped {
     /// As wait(2) returns it.
     pub raw_status: i32,
-    /// Its resources.
-    pub usage: libc::rusage,
+    /// User and system time, microseconds.
+    pub cpu_us: u64,
+    /// The most memory that one of them held.
+    pub memory_peak_bytes: u64,
 }
 
 /// Waits without blocking for the child behind `pidfd`; `reap: false` leaves it a zombie.
@@ -447,7 +458,12 @@ pub fn wait_pidfd(pidfd: BorrowedFd<'_>, reap: bool) -> Result<Option<Reaped>> {
         libc::CLD_DUMPED => status | 0x80,
         _ => status,
     };
-    Ok(Some(Reaped { raw_status, usage }))
+    let micros = |time: libc::timeval| time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_usec.cast_unsigned();
+    Ok(Some(Reaped {
+        raw_status,
+        cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime),
+        memory_peak_bytes: usage.ru_maxrss.cast_unsigned() * 1_024,
+    }))
 }
 
 /// Waits until this unreaped child is over; its raw status as wait(2) returns it.

@@ -109,12 +109,9 @@ impl Attempt {
     /// Everything of it is gone: the verdict.
     pub fn conclude(&self, live: &Live, reaped: sys::Reaped) -> Ended {
         let used = live.sandbox.group.as_ref().map(Group::used).unwrap_or_default();
-        let rusage = &reaped.usage;
-        let micros = |time: libc::timeval| time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_usec.cast_unsigned();
-        let rusage_ms = (micros(rusage.ru_utime) + micros(rusage.ru_stime)) / 1_000;
         let usage = Usage {
-            cpu_ms: used.cpu_ms.unwrap_or(rusage_ms),
-            memory_peak_bytes: used.memory_peak_bytes.unwrap_or(rusage.ru_maxrss.cast_unsigned() * 1_024),
+            cpu_ms: used.cpu_ms.unwrap_or(reaped.cpu_us / 1_000),
+            memory_peak_bytes: used.memory_peak_bytes.unwrap_or(reaped.memory_peak_bytes),
             approximate: used.memory_peak_bytes.is_none(),
         };
         let started_us = live.started_us.unwrap_or(0);

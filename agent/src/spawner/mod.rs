@@ -21,7 +21,7 @@ use std::{
 use clap::Parser;
 
 use crate::sandbox::{cgroup, fences::Fences};
-use keeper::{Farewell, Keeper, Parts};
+use keeper::{ASK_VERSION, Farewell, Held, Keeper, Parts, STATE_VERSION};
 use policy::Policy;
 
 /// Keeper and parent of all jobs of this host.
@@ -52,6 +52,9 @@ struct Options {
     /// Remove its folder at the parent's end.
     #[arg(long)]
     ephemeral: bool,
+    /// What the former program of this process has left: set by an upgrade in place.
+    #[arg(long, hide = true)]
+    resume_fd: Option<i32>,
 }
 
 /// Why the spawner cannot run.
@@ -70,6 +73,11 @@ enum Error {
 /// Runs the spawner.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    // Asked by the former program of a spawner, before it lets this one take over.
+    if args.get(1).is_some_and(|word| word == ASK_VERSION) {
+        println!("{STATE_VERSION}");
+        return ExitCode::SUCCESS;
+    }
     let options = match Options::try_parse_from(args) {
         Ok(options) => options,
         Err(error) => {
@@ -77,6 +85,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
+    crate::start_log();
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -105,19 +114,24 @@ fn run(options: &Options) -> Result<(), Error> {
     let lock = fs::File::create(options.state.join("lock")).map_err(io("make", &options.state))?;
     let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|(_, _)| Error::Taken { path: options.state.clone() })?;
-    let mut cgroups = cgroup::Root::find(&options.node_id).map_err(io("use the cgroup of", &options.state))?;
+    let held = options.resume_fd.map(Held::read).transpose().map_err(io("resume what was held in", &options.state))?;
+    let kept = held.as_ref().map(Held::groups).unwrap_or_default();
+    let mut cgroups = cgroup::Root::find(&options.node_id, &kept).map_err(io("use the cgroup of", &options.state))?;
     if let Some(cgroups) = &mut cgroups {
         cgroups.limit_io(policy.io_read_bytes_per_second, policy.io_write_bytes_per_second);
     }
     let root = std::ffi::CString::new(options.state.join("root").into_os_string().into_encoded_bytes())
         .expect("a path has no NUL");
     let fences = Fences::probe(!nix::unistd::geteuid().is_root(), cgroups.as_ref(), &root, &policy.image);
-    let listener = listen(&options.socket, options.agent_uid).map_err(io("listen at", &options.socket))?;
+    let listener = match &held {
+        Some(held) => held.listener(),
+        None => listen(&options.socket, options.agent_uid).map_err(io("listen at", &options.socket))?,
+    };
     let agent_uid = options.agent_uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw());
     // SAFETY: our parent left this descriptor open for us, and named it.
     let parent = options.parent_fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let state = options.state.clone();
-    let parts = Parts { policy, fences, cgroups, agent_uid, state, root, listener, parent };
+    let parts = Parts { policy, fences, cgroups, agent_uid, state, root, listener, parent, held };
     let mut keeper = Keeper::new(parts).map_err(io("watch", &options.socket))?;
     let _no_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let farewell = keeper.run().map_err(io("watch", &options.socket))?;

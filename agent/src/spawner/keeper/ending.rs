@@ -7,6 +7,8 @@ use std::{
     rc::Rc,
 };
 
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
 use super::{Keeper, spares::Readied};
 use crate::{
     sandbox::{
@@ -72,6 +74,9 @@ impl Keeper {
             // A dead process stays readable for ever.
             let _not_watched = self.epoll.delete(live.sandbox.pidfd.as_fd());
             if let Some(group) = live.sandbox.group.as_ref().filter(|group| !group.is_empty()) {
+                // Watched only from here on, after a look: before, each birth in it would wake us up for nothing.
+                let _watched =
+                    self.epoll.add(group.events(), EpollEvent::new(EpollFlags::EPOLLPRI, live.sandbox.token));
                 let _already_empty = group.kill();
                 let now = sys::boottime_us();
                 live.look_again_at_us = live.look_again_at_us.or(Some(now + STUCK_US));
@@ -94,7 +99,7 @@ impl Keeper {
         self.fenced.remove(&key);
         self.retime(key);
         self.unwatch(sandbox.control.as_fd());
-        if let Some(group) = &sandbox.group {
+        if let Some(group) = sandbox.group.as_ref().filter(|_| live.look_again_at_us.is_some()) {
             self.unwatch(group.events());
         }
         if let Some(network) = sandbox.network.take() {

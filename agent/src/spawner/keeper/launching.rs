@@ -316,7 +316,7 @@ impl Keeper {
             };
         drop(blueprint);
         let clone_us = between(cloning_us, sys::boottime_us());
-        if let Err(error) = self.release(pid, &pidfd, &control, group.as_ref(), fences, token) {
+        if let Err(error) = self.release(pid, &pidfd, &control, fences, token) {
             sys::end_and_reap(pidfd.as_fd());
             return Err(error);
         }
@@ -339,21 +339,10 @@ impl Keeper {
     }
 
     /// Watches the init, and as an ordinary user maps its uid and lets it go on.
-    fn release(
-        &self,
-        pid: i32,
-        pidfd: &OwnedFd,
-        control: &OwnedFd,
-        group: Option<&cgroup::Group>,
-        fences: FenceSet,
-        token: u64,
-    ) -> io::Result<()> {
+    fn release(&self, pid: i32, pidfd: &OwnedFd, control: &OwnedFd, fences: FenceSet, token: u64) -> io::Result<()> {
         set_nonblocking(control)?;
         self.watch(control.as_fd(), token, EpollFlags::EPOLLIN)?;
         self.watch(pidfd.as_fd(), token, EpollFlags::EPOLLIN)?;
-        if let Some(group) = group {
-            self.watch(group.events(), token, EpollFlags::EPOLLPRI)?;
-        }
         if self.rootless {
             if self.flags(fences) & libc::CLONE_NEWUSER != 0 {
                 crate::sandbox::fences::map_own_uid(pid)?;

@@ -8,6 +8,7 @@ mod outputs;
 mod spares;
 mod talking;
 mod uids;
+mod upgrade;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +39,7 @@ use crate::sandbox::{
 use spares::Spares;
 use talking::Agent;
 use uids::Uids;
+pub use upgrade::{ASK_VERSION, Held, STATE_VERSION};
 
 /// Everything that the spawner holds.
 pub struct Keeper {
@@ -79,6 +81,8 @@ pub struct Keeper {
     /// Children that remove folders, to be reaped.
     helpers: Vec<OwnedFd>,
     stopping: bool,
+    /// SIGHUP: the next program takes over as soon as no sandbox is half made for a job.
+    upgrading: bool,
     buffer: Vec<u8>,
 }
 
@@ -92,10 +96,12 @@ pub struct Parts {
     pub root: CString,
     pub listener: OwnedFd,
     pub parent: Option<OwnedFd>,
+    /// What the former program of this process held.
+    pub held: Option<Held>,
 }
 
 /// Attempt ids in little space: mostly first tries of arrays.
-#[derive(Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Accepted {
     first: BTreeMap<u64, muster_core::range_set::RangeSet>,
     later: BTreeMap<(u64, u32), u32>,
@@ -145,6 +151,7 @@ impl Keeper {
         let mut mask = SigSet::empty();
         mask.add(nix::sys::signal::Signal::SIGTERM);
         mask.add(nix::sys::signal::Signal::SIGINT);
+        mask.add(nix::sys::signal::Signal::SIGHUP);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let mut spawner_id = [0; 16];
@@ -154,7 +161,7 @@ impl Keeper {
         let can_copy_root = !rootless && parts.fences.can_raise(Fence::RootReadonly);
         let template = can_copy_root.then(|| Template::build(&parts.root, &parts.policy.image)).transpose()?;
         let oom_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
-        let keeper = Self {
+        let mut keeper = Self {
             rootless,
             template,
             filter: Filter::strict(),
@@ -186,12 +193,16 @@ impl Keeper {
             rubbish: Vec::new(),
             helpers: Vec::new(),
             stopping: false,
+            upgrading: false,
             buffer: vec![0; PACKET_BYTES_MAX],
         };
         keeper.watch(keeper.listener.as_fd(), LISTENER, EpollFlags::EPOLLIN)?;
         keeper.watch(keeper.signals.as_fd(), SIGNALS, EpollFlags::EPOLLIN)?;
         if let Some(parent) = &keeper.parent {
             keeper.watch(parent.as_fd(), PARENT, EpollFlags::EPOLLIN)?;
+        }
+        if let Some(held) = parts.held {
+            keeper.take_over(held)?;
         }
         Ok(keeper)
     }
@@ -230,6 +241,8 @@ impl Keeper {
             for event in events.iter().take(ready) {
                 match event.data() {
                     LISTENER => self.accept(),
+                    // Before an upgrade nothing new begins: what is asked waits in the socket, or is asked again.
+                    AGENT if self.upgrading => {}
                     AGENT => self.hear_agent(),
                     PARENT => {
                         farewell = Farewell::Orphaned;
@@ -238,10 +251,7 @@ impl Keeper {
                             self.unwatch(parent.as_fd());
                         }
                     }
-                    SIGNALS => {
-                        while let Ok(Some(_)) = self.signals.read_signal() {}
-                        self.end_all(u64::MAX);
-                    }
+                    SIGNALS => self.hear_signals(),
                     token if self.collecting.contains_key(&token) => self.hear_collector(token),
                     token => match self.tokens.get(&token).copied() {
                         Some(key) => self.look_at(key),
@@ -252,11 +262,24 @@ impl Keeper {
             self.meet_deadlines();
             // The agent first: what it hears may bring the next job while we tidy up and make ready.
             self.flush();
+            if self.upgrading && !self.stopping {
+                self.upgrade_if_settled();
+            }
             self.prepare_one();
             if ready == 0 || self.rubbish.len() > RUBBISH_MAX {
                 self.rubbish.clear();
             }
             self.helpers.retain(|helper| matches!(sys::wait_pidfd(helper.as_fd(), true), Ok(None)));
+        }
+    }
+
+    fn hear_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            if signal.ssi_signo.cast_signed() == libc::SIGHUP {
+                self.upgrading = true;
+            } else {
+                self.end_all(u64::MAX);
+            }
         }
     }
 

@@ -276,9 +276,6 @@ impl Keeper {
     pub(super) fn discard(&mut self, sandbox: Sandbox) {
         self.unwatch(sandbox.control.as_fd());
         self.unwatch(sandbox.pidfd.as_fd());
-        if let Some(group) = &sandbox.group {
-            self.unwatch(group.events());
-        }
         if let Some(uid) = sandbox.identity {
             self.uids.give_back(uid);
         }
@@ -327,6 +324,17 @@ impl Keeper {
             && spares.demand.len() <= 1
             && spares.demand.values().all(|demand| demand.ready == 1);
         spares.tidy_at_us = (!settled).then_some(now + TIDY_US);
+    }
+
+    /// All of them, before the next program takes over.
+    pub(super) fn end_spares_now(&mut self) {
+        self.end_spares();
+        for spare in std::mem::take(&mut self.spares.by_token).into_values() {
+            sys::end_and_reap(spare.sandbox.pidfd.as_fd());
+            self.discard(spare.sandbox);
+        }
+        // What follows, or goes on if nothing does, begins as a new spawner does.
+        self.spares.demand.clear();
     }
 
     pub(super) fn end_spares(&mut self) {

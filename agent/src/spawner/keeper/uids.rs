@@ -27,6 +27,11 @@ impl Uids {
         Some(uid)
     }
 
+    /// Of a sandbox that the former program began.
+    pub fn keep(&mut self, uid: u32) {
+        self.taken.insert(uid);
+    }
+
     pub fn give_back(&mut self, uid: u32) {
         self.taken.remove(&uid);
     }
