@@ -36,7 +36,7 @@ use std::{
 };
 
 use clap::Parser as _;
-use tokio::task::LocalSet;
+use tokio::runtime::LocalOptions;
 
 use config::{Command, CommandLine, Config, RunArgs};
 use identity::{Identity, IdentityError};
@@ -90,9 +90,9 @@ fn run(args: &RunArgs, only_join: bool) -> Result<u8, Box<dyn Error>> {
         .enable_all()
         .max_blocking_threads(2)
         .thread_keep_alive(Duration::from_secs(1))
-        .build()?;
+        .build_local(LocalOptions::default())?;
     let folder = config.state.clone();
-    let left = LocalSet::new().block_on(&runtime, async {
+    let serving = async move {
         let state = StateFolder::open(&config.state)?;
         let identity = tokio::select! {
             identity = identity_of(&config) => identity?,
@@ -103,7 +103,9 @@ fn run(args: &RunArgs, only_join: bool) -> Result<u8, Box<dyn Error>> {
             return Ok(Left::Asked);
         }
         Ok::<_, Box<dyn Error>>(Supervisor::new(config, state, identity)?.run(&parent).await?)
-    })?;
+    };
+    // As a task: whatever wakes the future that a runtime itself blocks on costs a write to its own event descriptor.
+    let left = runtime.block_on(async { tokio::task::spawn_local(serving).await })??;
     // A blocked disk must not keep a leaving agent.
     runtime.shutdown_timeout(Duration::from_millis(100));
     match left {

@@ -81,7 +81,11 @@ pub enum LinkError {
 pub struct SpawnerLink {
     socket: AsyncFd<OwnedFd>,
     unsent: VecDeque<Packet>,
+    /// The socket again, watched for room while something is unsent: watched all the
+    /// time, it would wake us at each packet that the spawner takes.
+    room: Option<AsyncFd<OwnedFd>>,
     buffer: Vec<u8>,
+    control: Vec<u8>,
 }
 
 /// What the spawner said in answer to hello.
@@ -133,8 +137,9 @@ impl SpawnerLink {
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
         // SAFETY: the descriptor is owned by the value that is registered.
-        let socket = unsafe { AsyncFd::register(socket) }?;
-        Ok(Self { socket, unsent: VecDeque::new(), buffer: vec![0; PACKET_BYTES_MAX] })
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
+        let control = cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+        Ok(Self { socket, unsent: VecDeque::new(), room: None, buffer: vec![0; PACKET_BYTES_MAX], control })
     }
 
     async fn greeting(&mut self) -> Result<Greeting, LinkError> {
@@ -171,11 +176,13 @@ impl SpawnerLink {
     /// # Errors
     /// The connection broke, or the start is too large.
     pub fn send_start(&mut self, start: Box<Start>, mut descriptors: Vec<Rc<OwnedFd>>) -> Result<(), LinkError> {
-        let bytes = postcard::to_stdvec(&Request::Start(start.clone())).expect("requests are plain data");
+        let request = Request::Start(start);
+        let bytes = postcard::to_stdvec(&request).expect("requests are plain data");
         if bytes.len() <= PACKET_BYTES_MAX && descriptors.len() <= DESCRIPTORS_MAX {
             return self.enqueue(Packet { bytes, descriptors });
         }
-        let bytes = postcard::to_stdvec(&start).expect("requests are plain data");
+        let Request::Start(start) = &request else { unreachable!("it was made above") };
+        let bytes = postcard::to_stdvec(start).expect("requests are plain data");
         if bytes.len() > START_BYTES_MAX || descriptors.len() >= DESCRIPTORS_MAX {
             return Err(LinkError::TooLarge { bytes: bytes.len(), descriptors: descriptors.len() });
         }
@@ -197,10 +204,20 @@ impl SpawnerLink {
             let io = [IoSlice::new(&packet.bytes)];
             match sendmsg::<UnixAddr>(self.socket.get_ref().as_raw_fd(), &io, control, flags, None) {
                 Ok(_) => drop(self.unsent.pop_front()),
-                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EAGAIN) => return self.wait_for_room().map_err(LinkError::Broken),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(LinkError::Broken(errno.into())),
             }
+        }
+        self.room = None;
+        Ok(())
+    }
+
+    fn wait_for_room(&mut self) -> io::Result<()> {
+        if self.room.is_none() {
+            let again = self.socket.get_ref().try_clone()?;
+            // SAFETY: as for the first one.
+            self.room = Some(unsafe { AsyncFd::register_with_interest(again, Interest::WRITABLE) }?);
         }
         Ok(())
     }
@@ -215,37 +232,47 @@ impl SpawnerLink {
             if let Some(event) = self.try_next()? {
                 return Ok(event);
             }
-            let interest =
-                if self.unsent.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-            let mut guard = self.socket.ready(interest).await.map_err(LinkError::Broken)?;
-            let ready = guard.ready();
-            guard.clear_ready_matching(ready);
-            drop(guard);
-            self.send_what_fits()?;
+            // `try_next` clears the mark when there is nothing more.
+            let Some(room) = &self.room else {
+                let _readable = self.socket.readable().await.map_err(LinkError::Broken)?;
+                continue;
+            };
+            tokio::select! {
+                readable = self.socket.readable() => drop(readable.map_err(LinkError::Broken)?),
+                writable = room.writable() => {
+                    writable.map_err(LinkError::Broken)?.clear_ready();
+                    self.send_what_fits()?;
+                }
+            }
         }
     }
 
-    /// The next event if one is there already.
+    /// The next event if one is there already. Asks the kernel only if the reactor saw something come.
     ///
     /// # Errors
     /// The connection broke or the packet makes no sense.
     pub fn try_next(&mut self) -> Result<Option<(Event, Vec<OwnedFd>)>, LinkError> {
-        let mut control = cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-        let mut io = [IoSliceMut::new(&mut self.buffer)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let message = match recvmsg::<()>(self.socket.get_ref().as_raw_fd(), &mut io, Some(&mut control), flags) {
-            Ok(message) => message,
-            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
-            Err(errno) => return Err(LinkError::Broken(errno.into())),
-        };
-        let mut descriptors = Vec::new();
-        for control in message.cmsgs().map_err(|errno| LinkError::Broken(errno.into()))? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just made these descriptors for us; nobody else knows them.
-                descriptors.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
+        let (buffer, control) = (&mut self.buffer, &mut self.control);
+        let mut io = [IoSliceMut::new(buffer)];
+        let received = self.socket.try_io(Interest::READABLE, |socket| {
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+            let message = recvmsg::<()>(socket.as_raw_fd(), &mut io, Some(control), flags)?;
+            let mut descriptors = Vec::new();
+            for control in message.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(raw) = control {
+                    // SAFETY: the kernel has just made these descriptors for us; nobody else knows them.
+                    descriptors.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
+                }
             }
-        }
-        let length = message.bytes;
+            Ok((message.bytes, descriptors))
+        });
+        let (length, descriptors) = match received {
+            Ok(received) => received,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(LinkError::Broken(error)),
+        };
         if length == 0 {
             return Err(LinkError::Closed);
         }
