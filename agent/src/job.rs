@@ -131,11 +131,16 @@ impl Job {
         self.running.is_some() || self.ended.as_ref().is_some_and(|ended| ended.start_us > 0)
     }
 
-    /// Takes over its pipes; a task watches them if it still runs.
-    pub fn attach(&mut self, attempt: AttemptId, pipes: Vec<OwnedFd>, dirty: &Rc<Dirty>) {
+    /// Takes over its pipes.
+    pub fn attach(&mut self, pipes: Vec<OwnedFd>) {
+        self.stop_watching();
         self.pipes = Pipes::Here;
         self.output.borrow_mut().attach(pipes);
-        if self.ended.is_none() && !self.sealing {
+    }
+
+    /// A task watches its pipes from now on, if it still runs.
+    pub fn watch(&mut self, attempt: AttemptId, dirty: &Rc<Dirty>) {
+        if self.watch.is_none() && self.ended.is_none() && !self.sealing {
             let task = watch(attempt, Rc::clone(&self.output), Rc::clone(dirty));
             self.watch = Some(tokio::task::spawn_local(task).abort_handle());
         }
@@ -257,11 +262,11 @@ impl Dirty {
     }
 }
 
-/// A short job's pipes are read once, at its end, and never watched.
-const WATCH_AFTER: Duration = Duration::from_millis(20);
+/// A short job's pipes are read once, at its end, and never watched. One that
+/// fills its pipe at once waits for no longer than this.
+pub const WATCH_AFTER: Duration = Duration::from_millis(5);
 
 async fn watch(attempt: AttemptId, output: Rc<RefCell<Output>>, dirty: Rc<Dirty>) {
-    tokio::time::sleep(WATCH_AFTER).await;
     let streams = BOTH.map(|which| watch_stream(attempt, which, &output, &dirty));
     futures_util::future::join_all(streams).await;
 }

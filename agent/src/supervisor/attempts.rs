@@ -24,7 +24,7 @@ use crate::{
     chain, clock,
     collect::{Found, Stored},
     inputs::{self, InputError, Inputs},
-    job::{Collection, Handover, Job, Pipes},
+    job::{Collection, Handover, Job, Pipes, WATCH_AFTER},
     order::{self, Note},
     spawner::protocol::{AttemptKey, Event, NOTE_BYTES_MAX, Phase, Request},
     spawner_link::{Greeting, LinkError},
@@ -130,13 +130,15 @@ impl Supervisor {
             Event::Started { attempt, running } => {
                 if let Some((attempt, job)) = job_of(&mut self.jobs, attempt) {
                     job.running = Some(running);
-                    job.attach(attempt, descriptors, &self.dirty);
+                    job.attach(descriptors);
+                    self.unwatched.push_back((Instant::now() + WATCH_AFTER, attempt));
                     self.tell(HostEvent::Started { attempt });
                 }
             }
             Event::Attached { attempt } => {
                 if let Some((attempt, job)) = job_of(&mut self.jobs, attempt) {
-                    job.attach(attempt, descriptors, &self.dirty);
+                    job.attach(descriptors);
+                    self.unwatched.push_back((Instant::now(), attempt));
                     self.seal(attempt);
                 }
             }
@@ -159,6 +161,17 @@ impl Supervisor {
             Event::Denied { attempt, reason } => self.on_denied(attempt, reason),
             Event::Welcome { .. } | Event::Held { .. } | Event::HeldAll => {
                 self.on_link_failed(&LinkError::OutOfOrder("a greeting"));
+            }
+        }
+    }
+
+    pub(super) fn watch_those_that_still_run(&mut self, now: Instant) {
+        while let Some((at, attempt)) = self.unwatched.front().copied()
+            && at <= now
+        {
+            self.unwatched.pop_front();
+            if let Some(job) = self.jobs.get_mut(&attempt) {
+                job.watch(attempt, &self.dirty);
             }
         }
     }
@@ -325,14 +338,14 @@ impl Supervisor {
         let Some(running) = self.jobs.get(&attempt).and_then(|job| job.running.as_ref()) else { return };
         let started = v1::AttemptStarted { fences: running.fences.clone(), start_us: running.start_us };
         let change = Some(v1::attempt_report::Change::Started(started));
-        self.report(v1::AttemptReport { attempt: Some(attempt.into()), epoch: Some(epoch.into()), change });
+        self.report_start(v1::AttemptReport { attempt: Some(attempt.into()), epoch: Some(epoch.into()), change });
     }
 
     pub(super) fn report_ended(&mut self, attempt: AttemptId, epoch: Epoch, end: &End) {
         let report = self.jobs.get(&attempt).and_then(|job| job.report.as_deref()).cloned().unwrap_or_default();
         let ended = v1::AttemptEnded { end: Some(convert::end_to_wire(end)), ..report };
         let change = Some(v1::attempt_report::Change::Ended(ended));
-        self.report(v1::AttemptReport { attempt: Some(attempt.into()), epoch: Some(epoch.into()), change });
+        self.report_end(v1::AttemptReport { attempt: Some(attempt.into()), epoch: Some(epoch.into()), change });
     }
 
     /// The coordinator has it for good: the spawner may drop it, and so do we.

@@ -11,6 +11,7 @@ mod session;
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
+    pin::pin,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -95,6 +96,10 @@ pub struct Supervisor {
     live: Option<Live>,
     /// Messages that wait for the stream, in order; bounded by what the host holds.
     outgoing: VecDeque<v1::AgentMessage>,
+    /// When they go: reports may wait for company.
+    say_at: Option<Instant>,
+    /// Ends among them.
+    ends_gathered: usize,
     connect_at: Option<Instant>,
     next_address: usize,
     reconnect: Reconnect,
@@ -104,6 +109,8 @@ pub struct Supervisor {
     in_flight: u64,
     upload_at: Option<Instant>,
     dirty: Rc<Dirty>,
+    /// Attempts whose pipes nobody watches yet, in the order in which that is due.
+    unwatched: VecDeque<(Instant, AttemptId)>,
     cache: BlobCache,
     channel: watch::Sender<Option<Channel>>,
     host_sampler: HostSampler,
@@ -161,6 +168,8 @@ impl Supervisor {
             facts: None,
             live: None,
             outgoing: VecDeque::new(),
+            say_at: None,
+            ends_gathered: 0,
             connect_at: None,
             next_address: 0,
             reconnect: Reconnect::new(),
@@ -168,6 +177,7 @@ impl Supervisor {
             in_flight: 0,
             upload_at: None,
             dirty: Rc::new(Dirty::default()),
+            unwatched: VecDeque::new(),
             channel: watch::channel(None).0,
             inbox,
             notices: Some(notices),
@@ -186,35 +196,37 @@ impl Supervisor {
         let mut notices = self.notices.take().expect("it is taken only here, once");
         let dirty = Rc::clone(&self.dirty);
         let give_up_at = Instant::now() + SPAWNER_WAIT;
+        // These two live as long as the loop: made anew in each turn, they would be
+        // registered with the kernel and the timer again and again.
+        let mut leaving = pin!(async {
+            tokio::select! {
+                _ = terminate.recv() => Left::Asked,
+                _ = interrupt.recv() => Left::Asked,
+                () = parent.ended() => Left::ParentEnded,
+            }
+        });
+        let mut alarm = pin!(sleep_until(Instant::now().into()));
         self.open_link(Duration::ZERO);
         let mut turns = 0u32;
         while self.outcome.is_none() {
-            let heartbeat_at = self.live.as_ref().map(|live| live.heartbeat_at);
+            let due = self.next_due().into();
+            if alarm.deadline() != due {
+                alarm.as_mut().reset(due);
+            }
             let heard = self.live.is_some();
-            let outbound = self.live.as_ref().filter(|_| !self.outgoing.is_empty()).map(|live| live.outbound.clone());
-            let waiting = outbound.is_some();
+            let full = self.say_what_is_due();
+            let blocked = full.is_some();
             tokio::select! {
                 biased;
-                _ = terminate.recv() => self.leave(Left::Asked),
-                _ = interrupt.recv() => self.leave(Left::Asked),
-                () = parent.ended() => self.leave(Left::ParentEnded),
+                left = &mut leaving => self.leave(left),
                 _ = reload.recv() => self.reload(),
-                () = until(heartbeat_at) => self.heartbeat(),
+                () = &mut alarm => self.on_due(),
                 message = session::next(self.live.as_mut()), if heard => self.on_message(message),
                 event = next_event(self.link.as_mut()), if self.link.is_some() => self.on_packets(event),
                 Some(notice) = notices.recv() => self.on_notice(notice, give_up_at),
-                () = until(self.connect_at) => self.connect(),
-                () = until(Some(self.renew_at)) => self.renew(),
-                () = until(self.upload_at) => self.on_upload_due(),
                 () = dirty.notify.notified() => self.on_dirty(),
-                permit = session::reserve(outbound), if waiting => {
-                    // None: the stream broke, and its other half says so.
-                    if let Some(permit) = permit
-                        && let Some(message) = self.outgoing.pop_front()
-                    {
-                        permit.send(message);
-                    }
-                }
+                // The next turn says what waits.
+                () = session::has_room(full), if blocked => {}
             }
             self.settle();
             turns = turns.wrapping_add(1);
@@ -226,6 +238,34 @@ impl Supervisor {
         notify(&[sd_notify::NotifyState::Stopping]);
         self.say_last_words().await;
         self.outcome.take().expect("the loop ends only with an outcome")
+    }
+
+    /// When the loop must turn although nothing came.
+    fn next_due(&self) -> Instant {
+        let heartbeat_at = self.live.as_ref().map(|live| live.heartbeat_at);
+        // What is overdue and could not be said yet waits for room, not for the clock.
+        let say_at = self.say_at.filter(|at| *at > Instant::now());
+        let watch_at = self.unwatched.front().map(|(at, _)| *at);
+        let others = [heartbeat_at, self.connect_at, self.upload_at, say_at, watch_at];
+        others.into_iter().flatten().fold(self.renew_at, Instant::min)
+    }
+
+    fn on_due(&mut self) {
+        let now = Instant::now();
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if is_due(self.live.as_ref().map(|live| live.heartbeat_at)) {
+            self.heartbeat();
+        }
+        if is_due(self.connect_at) {
+            self.connect();
+        }
+        if is_due(Some(self.renew_at)) {
+            self.renew();
+        }
+        if is_due(self.upload_at) {
+            self.on_upload_due();
+        }
+        self.watch_those_that_still_run(now);
     }
 
     /// Hands an event to the rules; it is applied before the next thing is waited for.
@@ -429,13 +469,6 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 async fn next_event(link: Option<&mut SpawnerLink>) -> Result<(Event, Vec<std::os::fd::OwnedFd>), LinkError> {
     match link {
         Some(link) => link.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
 }

@@ -14,7 +14,7 @@ use muster_core::{
 };
 use muster_proto::{convert, v1};
 use prost::Message as _;
-use tokio::sync::mpsc::{self, OwnedPermit};
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tonic::{Status, Streaming};
 
 use super::{Notice, Supervisor, notify};
@@ -58,14 +58,17 @@ pub async fn next(live: Option<&mut Live>) -> Result<Option<v1::CoordinatorMessa
     }
 }
 
-/// Room for one more message; none if the stream broke.
-pub async fn reserve(outbound: Option<mpsc::Sender<v1::AgentMessage>>) -> Option<OwnedPermit<v1::AgentMessage>> {
+/// Returns when the stream takes one more message, or is broken, which its other half says.
+pub async fn has_room(outbound: Option<mpsc::Sender<v1::AgentMessage>>) {
     match outbound {
-        Some(outbound) => outbound.reserve_owned().await.ok(),
+        Some(outbound) => drop(outbound.reserve().await),
         None => std::future::pending().await,
     }
 }
 
+/// A report that nobody waits for is held back so long for others to go with it: each message
+/// costs both sides more than what one report says, and each batch a synced write there.
+const REPORTS_GATHER: Duration = Duration::from_millis(10);
 /// Reports in one message; and its size, well below what a message may have.
 const REPORTS_MAX: usize = 256;
 const REPORT_BYTES_MAX: usize = limits::MESSAGE_BYTES_MAX / 4;
@@ -159,6 +162,8 @@ impl Supervisor {
         tracing::warn!(why, "the stream to the coordinator ended");
         notify(&[sd_notify::NotifyState::Status("not connected; jobs go on")]);
         self.outgoing.clear();
+        self.say_at = None;
+        self.ends_gathered = 0;
         self.channel.send_replace(None);
         self.close_upload();
         self.tell(HostEvent::Disconnected);
@@ -181,13 +186,12 @@ impl Supervisor {
         let early = jitter::below(live.interval.as_millis() as u64 / 10 + 1);
         live.heartbeat_at = now + live.interval - Duration::from_millis(early);
         // Reports of what is over come before the heartbeat that no longer lists it as running.
-        while let Some(message) = self.outgoing.pop_front() {
-            if let Err(error) = live.outbound.try_send(message) {
-                self.outgoing.push_front(error.into_inner());
-                // The network is behind; this heartbeat would be late anyway.
-                return;
-            }
+        self.say_at = Some(now);
+        if self.say_what_is_due().is_some() {
+            // The network is behind; this heartbeat would be late anyway.
+            return;
         }
+        let Some(live) = &mut self.live else { return };
         live.sequence += 1;
         let sequence = live.sequence;
         self.tell(HostEvent::HeartbeatSent { sequence });
@@ -296,14 +300,53 @@ impl Supervisor {
     pub(super) fn say(&mut self, message: v1::agent_message::Message) {
         if self.live.is_some() {
             self.outgoing.push_back(v1::AgentMessage { message: Some(message) });
+            self.say_at = Some(Instant::now());
         }
     }
 
-    /// Queues a report behind the others, in as few messages as fit.
-    pub(super) fn report(&mut self, report: v1::AttemptReport) {
+    /// Hands what is due to the stream. One that takes no more is given back, to be waited for.
+    pub(super) fn say_what_is_due(&mut self) -> Option<mpsc::Sender<v1::AgentMessage>> {
+        if self.say_at.is_none_or(|at| at > Instant::now()) {
+            return None;
+        }
+        let live = self.live.as_ref()?;
+        while let Some(message) = self.outgoing.pop_front() {
+            match live.outbound.try_send(message) {
+                Ok(()) => {}
+                Err(TrySendError::Full(message)) => {
+                    self.outgoing.push_front(message);
+                    return Some(live.outbound.clone());
+                }
+                // The stream broke, and its other half says so.
+                Err(TrySendError::Closed(_)) => {}
+            }
+        }
+        self.say_at = None;
+        self.ends_gathered = 0;
+        None
+    }
+
+    /// Queues the report of a start: most have an end soon after, and the two go together.
+    pub(super) fn report_start(&mut self, report: v1::AttemptReport) {
+        self.report(report, Instant::now() + REPORTS_GATHER);
+    }
+
+    /// Queues the report of an end. Somebody may wait for it; but while more work than that is in
+    /// line here, this host is busy with many short tasks, and their ends go together: by the time
+    /// the coordinator has sent more, there is still something to do.
+    pub(super) fn report_end(&mut self, report: v1::AttemptReport) {
+        self.ends_gathered += 1;
+        let now = Instant::now();
+        let busy = self.host.queued() > self.ends_gathered;
+        self.report(report, if busy { now + REPORTS_GATHER } else { now });
+    }
+
+    /// Queues a report behind the others, in as few messages as fit; it goes then, or with what goes earlier.
+    fn report(&mut self, report: v1::AttemptReport, at: Instant) {
         if self.live.is_none() {
             return;
         }
+        self.say_at = Some(self.say_at.map_or(at, |earlier| earlier.min(at)));
         let size = report.encoded_len();
         if let Some(v1::AgentMessage { message: Some(v1::agent_message::Message::Reports(last)) }) =
             self.outgoing.back_mut()
@@ -312,7 +355,8 @@ impl Supervisor {
         {
             last.reports.push(report);
         } else {
-            self.say(v1::agent_message::Message::Reports(v1::AttemptReports { reports: vec![report] }));
+            let reports = v1::agent_message::Message::Reports(v1::AttemptReports { reports: vec![report] });
+            self.outgoing.push_back(v1::AgentMessage { message: Some(reports) });
         }
     }
 

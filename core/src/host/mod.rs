@@ -144,6 +144,12 @@ impl Host {
         self.attempts.iter().filter(|(_, held)| held.stage.is_live()).map(|(attempt, _)| *attempt)
     }
 
+    /// How many wait here for room.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// What all running attempts take together.
     #[must_use]
     pub const fn taken(&self) -> Resources {
