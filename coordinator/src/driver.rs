@@ -43,7 +43,7 @@ type Query = Box<dyn FnOnce(&Fleet, Timestamp) + Send>;
 
 /// What the loop is told.
 enum Input {
-    Event(Event),
+    Events(Vec<Event>),
     Request { request: RequestId, event: Event, job: Option<AcceptedJob>, reply: oneshot::Sender<Answer> },
     Connect { node: NodeId, session: SessionId, hello: Hello, outbox: mpsc::Sender<Order> },
     Query(Query),
@@ -87,6 +87,8 @@ pub enum Change {
         revision: u64,
         /// Jobs of which something changed.
         jobs: BTreeSet<JobId>,
+        /// Those of them that are finished.
+        finished: BTreeSet<JobId>,
     },
     /// Output came.
     Output(AttemptId),
@@ -115,7 +117,15 @@ impl Handle {
     /// # Errors
     /// The driver has stopped.
     pub async fn event(&self, event: Event) -> Result<(), Stopped> {
-        self.send(Input::Event(event)).await
+        self.events(vec![event]).await
+    }
+
+    /// Tells several events that get no answer, in order and at once.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    pub async fn events(&self, events: Vec<Event>) -> Result<(), Stopped> {
+        self.send(Input::Events(events)).await
     }
 
     /// Asks for a change and waits until it is durable.
@@ -315,11 +325,13 @@ impl Driver {
         }
         for input in batch.drain(..) {
             match input {
-                Input::Event(event) => {
-                    if let Event::NodeDisconnected { session, .. } = &event {
-                        self.outboxes.remove(session);
+                Input::Events(events) => {
+                    for event in events {
+                        if let Event::NodeDisconnected { session, .. } = &event {
+                            self.outboxes.remove(session);
+                        }
+                        fleet.apply(event, now, out);
                     }
-                    fleet.apply(event, now, out);
                 }
                 Input::Request { request, event, job, reply } => {
                     self.replies.insert(request, reply);
@@ -405,8 +417,10 @@ impl Driver {
         }
         let mut jobs = touched.jobs.clone();
         jobs.extend(touched.attempts.keys().map(|attempt| attempt.job));
+        let is_finished = |job: &&JobId| self.parts.fleet.job(**job).is_some_and(|job| job.finished.is_some());
+        let finished = jobs.iter().filter(is_finished).copied().collect();
         // The last follower may have left in between.
-        let _ = self.changes.send(Arc::new(Change::Committed { revision: self.revision, jobs }));
+        let _ = self.changes.send(Arc::new(Change::Committed { revision: self.revision, jobs, finished }));
     }
 
     fn tell_member(&self, id: NodeId) {

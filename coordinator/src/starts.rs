@@ -74,6 +74,8 @@ pub struct Parts {
     pub first_index: u32,
     /// A plain array: each task's item is its index.
     pub array: bool,
+    /// Blobs are to be read for its orders.
+    pub blobs: bool,
 }
 
 impl Parts {
@@ -83,7 +85,8 @@ impl Parts {
         let mut body = template.body.clone().unwrap_or_default();
         body.first_index = template.first_index;
         let array = table.is_none() && (template.tasks > 1 || template.first_index > 0);
-        Self { body, table, first_index: template.first_index, array }
+        let blobs = convert::blobs_in(&body, table.as_ref()).next().is_some();
+        Self { body, table, first_index: template.first_index, array, blobs }
     }
 
     fn item(&self, task: TaskIndex) -> Option<Bytes> {
@@ -161,6 +164,20 @@ impl Bodies {
         let parts = Arc::new(self.decode(job, &template)?);
         self.put(job, parts.clone());
         Ok(parts)
+    }
+
+    /// The orders for these attempts can be made without a read from the disk.
+    #[must_use]
+    pub fn are_at_hand(&self, attempts: &[(AttemptId, Epoch)]) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = None;
+        attempts.iter().all(|(attempt, _)| {
+            // Attempts of one job come in a row.
+            last == Some(attempt.job) || {
+                last = Some(attempt.job);
+                kept.parts.get(&attempt.job).is_some_and(|(parts, _)| !parts.blobs)
+            }
+        })
     }
 
     fn decode(&self, job: JobId, template: &v1::JobTemplate) -> Result<Parts, Error> {

@@ -199,6 +199,8 @@ pub enum Event {
         epoch: Epoch,
         /// How.
         end: End,
+        /// How long it ran, by the host's clock; none: only our own clock can tell.
+        wall: Option<Millis>,
         /// What the shell keeps with the record: usage, outputs, log tails. Opaque here.
         detail: Vec<u8>,
     },

@@ -25,8 +25,8 @@ pub const DELETE_ASK_AGAIN: Millis = Millis::from_secs(10);
 
 /// Prefill covers this much of a node's work by its mean task time.
 pub const PREFILL_HORIZON: Millis = Millis(100);
-/// A task counts as at least this long there: starts and ends that are told together look
-/// instantaneous, and one node would be sent what others could do now.
+/// A task counts as at least this long there: what starting it takes comes on top of its own
+/// time, and one node must not be sent what others could do now.
 pub const PREFILL_TASK_MIN: Millis = Millis(5);
 /// Sent to one node and not started, at most.
 pub const PREFILL_MAX: u32 = 256;

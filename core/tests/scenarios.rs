@@ -173,6 +173,7 @@ impl World {
                         attempt,
                         epoch,
                         end,
+                        wall: None,
                         detail: Vec::new(),
                     },
                     &words,

@@ -50,7 +50,7 @@ fn measure(nodes: u64, waiting: u32) -> f64 {
         apply(&mut fleet, Event::AttemptStarted { node, session, attempt, epoch }, now, &mut running);
         apply(
             &mut fleet,
-            Event::AttemptEnded { node, session, attempt, epoch, end: End::Succeeded, detail: Vec::new() },
+            Event::AttemptEnded { node, session, attempt, epoch, end: End::Succeeded, wall: None, detail: Vec::new() },
             now + Millis(10_000),
             &mut running,
         );

@@ -444,7 +444,7 @@ impl World {
             }
             Report::Started(attempt, epoch) => Event::AttemptStarted { node, session, attempt, epoch },
             Report::Ended(attempt, epoch, end) => {
-                Event::AttemptEnded { node, session, attempt, epoch, end, detail: Vec::new() }
+                Event::AttemptEnded { node, session, attempt, epoch, end, wall: None, detail: Vec::new() }
             }
             Report::GivenBack(attempts) => Event::GivenBack { node, session, attempts },
             Report::Proved(revision) => Event::DrainProved { node, session, revision },

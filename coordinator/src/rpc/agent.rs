@@ -168,11 +168,9 @@ impl Session {
             }
             Message::Heartbeat(beat) => self.heartbeat(session, beat)?,
             Message::Reports(reports) => {
-                for report in reports.reports {
-                    let event = self.report(session, report)?;
-                    self.tell(event).await?;
-                }
-                return Ok(());
+                let events = reports.reports.into_iter().map(|report| self.report(session, report));
+                let events = events.collect::<Result<_, _>>()?;
+                return self.context.handle.events(events).await.map_err(status::stopped);
             }
             Message::DrainProof(proof) => {
                 Event::DrainProved { node, session, revision: muster_core::ids::Revision(proof.revision) }
@@ -228,9 +226,10 @@ impl Session {
                 let end = convert::end(ended.end.as_ref()).map_err(status::rejected)?;
                 // Its size is checked; what is kept has the start's figures beside it.
                 convert::detail(&ended).map_err(status::rejected)?;
+                let wall = Some(Millis(ended.wall_ms));
                 let started = self.context.vitals.take_start(attempt);
                 let detail = Detail { ended: Some(ended), started }.encode_to_vec();
-                Ok(Event::AttemptEnded { node, session, attempt, epoch, end, detail })
+                Ok(Event::AttemptEnded { node, session, attempt, epoch, end, wall, detail })
             }
             None => Err(Status::invalid_argument("a report says that its attempt started or ended")),
         }
@@ -264,8 +263,12 @@ async fn start_messages(
     context: &Arc<Context>,
     attempts: Vec<(AttemptId, muster_core::ids::Epoch)>,
 ) -> Vec<Result<coordinator_message::Message, Status>> {
-    let bodies = context.bodies.clone();
-    let orders = blocking(move || bodies.orders(&attempts).map_err(status::start)).await;
+    let orders = if context.bodies.are_at_hand(&attempts) {
+        context.bodies.orders(&attempts).map_err(status::start)
+    } else {
+        let bodies = context.bodies.clone();
+        blocking(move || bodies.orders(&attempts).map_err(status::start)).await
+    };
     match orders {
         Ok(orders) => orders.into_iter().map(|order| Ok(coordinator_message::Message::Start(order))).collect(),
         Err(status) => vec![Err(status)],

@@ -297,29 +297,25 @@ impl Watch {
             let due = Instant::now() + PROGRESS_EVERY;
             let mut pending = false;
             loop {
-                let changed = tokio::select! {
+                let (changed, finished) = tokio::select! {
                     change = changes.recv() => match change.as_deref() {
-                        Ok(Change::Committed { jobs, .. }) => jobs.contains(&self.job),
-                        Ok(Change::Output(_)) => false,
-                        Err(RecvError::Lagged(_)) => true,
+                        Ok(Change::Committed { jobs, finished, .. }) => {
+                            (jobs.contains(&self.job), finished.contains(&self.job))
+                        }
+                        Ok(Change::Output(_)) => (false, false),
+                        // What was missed may be the end.
+                        Err(RecvError::Lagged(_)) => (true, true),
                         Err(RecvError::Closed) => return Err(status::stopped(crate::driver::Stopped)),
                     },
                     () = tokio::time::sleep_until(due), if pending => break,
                     () = self.out.closed() => return Ok(()),
                 };
-                if changed && (told < PROGRESS_AT_ONCE || Instant::now() >= due || self.is_finished().await?) {
+                if finished || (changed && (told < PROGRESS_AT_ONCE || Instant::now() >= due)) {
                     break;
                 }
                 pending |= changed;
             }
         }
-    }
-
-    async fn is_finished(&self) -> Result<bool, Status> {
-        let id = self.job;
-        let finished =
-            self.context.handle.query(move |fleet, _| fleet.job(id).is_none_or(|job| job.finished.is_some()));
-        finished.await.map_err(status::stopped)
     }
 
     async fn look(&self) -> Result<v1::JobProgress, Status> {

@@ -73,6 +73,7 @@ impl Fleet {
         id: AttemptId,
         epoch: Epoch,
         end: End,
+        wall: Option<Millis>,
         detail: Vec<u8>,
         now: Timestamp,
         out: &mut Output,
@@ -89,7 +90,8 @@ impl Fleet {
         }
         let started = self.attempts.get(&id).and_then(|attempt| attempt.record.started);
         if let (Some(started), Some(node)) = (started, self.nodes.get_mut(&node)) {
-            node.mean_task = Some(moving_mean(node.mean_task, now.since(started)));
+            // Start and end may have been told together: only the host knows how far apart they were.
+            node.mean_task = Some(moving_mean(node.mean_task, wall.unwrap_or_else(|| now.since(started))));
         }
         if end.blame() == Blame::Node {
             self.blame_node(node, &end, now, out);

@@ -164,8 +164,8 @@ impl Fleet {
             Event::AttemptStarted { node, session, attempt, epoch } => {
                 self.attempt_started(node, session, attempt, epoch, now, out);
             }
-            Event::AttemptEnded { node, session, attempt, epoch, end, detail } => {
-                self.attempt_ended(node, session, attempt, epoch, end, detail, now, out);
+            Event::AttemptEnded { node, session, attempt, epoch, end, wall, detail } => {
+                self.attempt_ended(node, session, attempt, epoch, end, wall, detail, now, out);
             }
             Event::GivenBack { node, session, attempts } => self.given_back(node, session, &attempts, now, out),
             Event::DrainProved { node, session, revision } => self.drain_proved(node, session, revision, now, out),
