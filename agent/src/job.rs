@@ -21,7 +21,7 @@ use crate::{
     collect::{Found, Stored},
     order::{self, Note},
     output::{BOTH, Moved, Output, WatchedPipe, Which},
-    spawner::protocol::{AttemptKey, Collected, Ended, Running},
+    spawner::protocol::{AttemptKey, Collected, Ended, Running, StartPhases},
     state::{StateFolder, key_name},
     usage::AttemptMeter,
 };
@@ -198,6 +198,11 @@ impl Job {
             }
             (None, None) => (0, Vec::new(), None),
         };
+        let start_us = match (&self.ended, &self.running) {
+            (Some(ended), _) => ended.start_us,
+            (None, Some(running)) => running.start_us,
+            (None, None) => 0,
+        };
         let stored = match &mut self.collection {
             Collection::Done(stored) => std::mem::take(stored),
             Collection::Wanted | Collection::Asked(_) | Collection::Storing(_) => Stored::default(),
@@ -211,6 +216,9 @@ impl Job {
             skipped_outputs: stored.skipped,
             fences,
             output_truncated: output.is_truncated(),
+            start_us,
+            // The spawner does not tell its phases yet.
+            phases: order::phases_to_wire(StartPhases::default()),
         }));
         kept
     }

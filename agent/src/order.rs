@@ -197,6 +197,21 @@ pub fn verdict_of(verdict: &protocol::Verdict) -> Verdict {
     }
 }
 
+/// For reports; none: the spawner measured nothing.
+#[must_use]
+pub fn phases_to_wire(phases: protocol::StartPhases) -> Option<v1::StartPhases> {
+    let protocol::StartPhases { prepared, cgroup_us, clone_us, assemble_us, handover_us, inputs_us, exec_us } = phases;
+    (phases != protocol::StartPhases::default()).then_some(v1::StartPhases {
+        prepared,
+        cgroup_us,
+        clone_us,
+        assemble_us,
+        handover_us,
+        inputs_us,
+        exec_us,
+    })
+}
+
 /// For Hello and heartbeats.
 #[must_use]
 pub fn held_to_wire(held: muster_core::event::Held) -> v1::HeldAttempt {
@@ -302,6 +317,14 @@ mod tests {
         assert_eq!((value("MUSTER_EPOCH"), value("MUSTER_TASK_COUNT")), ("4.3".into(), "9".into()));
         assert_eq!(value("MUSTER_TASK"), "7", "the array's own index");
         assert_eq!((value("MUSTER_JOB"), value("MUSTER_ATTEMPT")), ("100".into(), "100.2.3".into()));
+    }
+
+    #[test]
+    fn phases_that_were_not_measured_are_absent() {
+        assert_eq!(phases_to_wire(protocol::StartPhases::default()), None);
+        let measured = protocol::StartPhases { prepared: true, exec_us: 110, ..Default::default() };
+        let told = phases_to_wire(measured).unwrap();
+        assert!(told.prepared && told.exec_us == 110 && told.cgroup_us == 0);
     }
 
     #[test]

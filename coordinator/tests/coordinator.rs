@@ -88,6 +88,7 @@ async fn a_job_runs_from_submit_to_inspect_and_survives_a_restart() {
     let request = v1::ListTasksRequest { job: accepted.job, ..Default::default() };
     let tasks = jobs.list_tasks(request).await.unwrap().into_inner().tasks;
     assert_eq!(tasks[1].attempts[0].start_us, 321);
+    assert_eq!(tasks[1].attempts[0].start_phases.map(|phases| (phases.prepared, phases.exec_us)), Some((true, 110)));
     assert_eq!(tasks[1].attempts[0].node_name, "web-01");
     assert!(submit(&mut jobs, "key", template(2)).await.is_err(), "another owner's request is another request");
     let mut session = host.connect(&coordinator, Vec::new()).await;

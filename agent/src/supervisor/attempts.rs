@@ -26,7 +26,7 @@ use crate::{
     inputs::{self, InputError, Inputs},
     job::{Collection, Handover, Job, Pipes, WATCH_AFTER},
     order::{self, Note},
-    spawner::protocol::{AttemptKey, Event, NOTE_BYTES_MAX, Phase, Request},
+    spawner::protocol::{AttemptKey, Event, NOTE_BYTES_MAX, Phase, Request, StartPhases},
     spawner_link::{Greeting, LinkError},
     state::key_name,
     uploads::{self, Upload, UploadNotice},
@@ -336,7 +336,12 @@ impl Supervisor {
 
     pub(super) fn report_started(&mut self, attempt: AttemptId, epoch: Epoch) {
         let Some(running) = self.jobs.get(&attempt).and_then(|job| job.running.as_ref()) else { return };
-        let started = v1::AttemptStarted { fences: running.fences.clone(), start_us: running.start_us };
+        let started = v1::AttemptStarted {
+            fences: running.fences.clone(),
+            start_us: running.start_us,
+            // The spawner does not tell its phases yet.
+            phases: order::phases_to_wire(StartPhases::default()),
+        };
         let change = Some(v1::attempt_report::Change::Started(started));
         self.report_start(v1::AttemptReport { attempt: Some(attempt.into()), epoch: Some(epoch.into()), change });
     }

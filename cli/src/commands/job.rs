@@ -154,14 +154,14 @@ async fn inspect(context: &Context, client: &Client, text: &str) -> Result<ExitC
 fn attempt_line(context: &Context, attempt: &muster_proto::v1::Attempt) -> String {
     let end = show::end_text(attempt.end.as_ref()).unwrap_or_else(|| attempt.state.clone());
     format!(
-        "attempt {} on {}: {end}{}, placed {} because {}; wall {} ms, start {} us, fences {}",
+        "attempt {} on {}: {end}{}, placed {} because {}; wall {} ms, {}, fences {}",
         attempt.attempt.map_or(0, |id| id.number),
         escape::text(&attempt.node_name),
         if attempt.presumed { " (presumed)" } else { "" },
         context.output.time(attempt.placed_ms),
         escape::text(&attempt.placement_reason),
         attempt.wall_ms,
-        attempt.start_us,
+        show::start_text(attempt),
         attempt.fences.join(","),
     )
 }

@@ -153,8 +153,40 @@ pub fn attempt(attempt: &Attempt) -> Value {
         "started_at": time_value(attempt.started_ms), "ended_at": time_value(attempt.ended_ms),
         "end": end_value(attempt.end.as_ref()), "presumed": attempt.presumed, "usage": usage,
         "fences": attempt.fences, "outputs": outputs, "skipped_outputs": skipped,
-        "output_truncated": attempt.output_truncated, "start_us": attempt.start_us, "wall_ms": attempt.wall_ms,
+        "output_truncated": attempt.output_truncated, "start_us": attempt.start_us,
+        "start_phases": attempt.start_phases.as_ref().map(phases), "wall_ms": attempt.wall_ms,
     })
+}
+
+fn phases(phases: &v1::StartPhases) -> Value {
+    json!({
+        "prepared": phases.prepared, "cgroup_us": phases.cgroup_us, "clone_us": phases.clone_us,
+        "assemble_us": phases.assemble_us, "handover_us": phases.handover_us, "inputs_us": phases.inputs_us,
+        "exec_us": phases.exec_us,
+    })
+}
+
+/// How long a start took, in milliseconds: "start 0.31 ms: prepared, hand-over 0.05, inputs 0, exec 0.11".
+pub fn start_text(attempt: &Attempt) -> String {
+    let ms = |us: u64| match us {
+        0 => String::from("0"),
+        us => format!("{}.{:02}", us / 1_000, us % 1_000 / 10),
+    };
+    let total = format!("start {} ms", ms(attempt.start_us));
+    let Some(phases) = &attempt.start_phases else { return total };
+    let named = [
+        ("cgroup", phases.cgroup_us),
+        ("clone", phases.clone_us),
+        ("assemble", phases.assemble_us),
+        ("hand-over", phases.handover_us),
+        ("inputs", phases.inputs_us),
+        ("exec", phases.exec_us),
+    ];
+    // What was done ahead took nothing of this start.
+    let ahead = if phases.prepared { 3 } else { 0 };
+    let parts = named[ahead..].iter().map(|(name, us)| format!("{name} {}", ms(u64::from(*us))));
+    let parts: Vec<String> = phases.prepared.then(|| String::from("prepared")).into_iter().chain(parts).collect();
+    format!("{total}: {}", parts.join(", "))
 }
 
 /// The size of a returned file.
@@ -214,6 +246,18 @@ mod tests {
         assert_eq!(end_name(&end::Reason::Exited(3)), "exited(3)");
         let failed = v1::StartFailed { step: "exec".into(), errno: libc::ENOENT };
         assert_eq!(end_name(&end::Reason::StartFailed(failed)), "start_failed(exec: no such file or directory)");
+    }
+
+    #[test]
+    fn a_start_is_shown_with_the_parts_that_were_measured() {
+        let mut attempt = Attempt { start_us: 312, ..Default::default() };
+        assert_eq!(start_text(&attempt), "start 0.31 ms");
+        let measured = v1::StartPhases { prepared: true, handover_us: 50, exec_us: 110, ..Default::default() };
+        attempt.start_phases = Some(measured);
+        assert_eq!(start_text(&attempt), "start 0.31 ms: prepared, hand-over 0.05, inputs 0, exec 0.11");
+        attempt.start_phases = Some(v1::StartPhases { prepared: false, cgroup_us: 1_234, ..measured });
+        let fresh = "start 0.31 ms: cgroup 1.23, clone 0, assemble 0, hand-over 0.05, inputs 0, exec 0.11";
+        assert_eq!(start_text(&attempt), fresh);
     }
 
     #[test]

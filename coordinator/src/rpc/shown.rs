@@ -82,8 +82,7 @@ pub(super) fn live_attempt(context: &Context, id: AttemptId, record: &AttemptRec
     let mut shown = attempt(context, id, record);
     shown.usage = context.vitals.of(record.node, |vitals| vitals.usage.get(&id).copied()).flatten();
     if let Some(started) = context.vitals.start_of(id) {
-        shown.fences = started.fences;
-        shown.start_us = started.start_us;
+        show_start(&mut shown, started);
     }
     shown
 }
@@ -96,8 +95,7 @@ pub(super) fn stored_attempt(context: &Context, stored: &StoredAttempt) -> v1::A
     let mut shown = attempt(context, stored.id, &stored.record);
     let detail = Detail::read(stored.detail.as_deref());
     if let Some(started) = detail.started {
-        shown.fences = started.fences;
-        shown.start_us = started.start_us;
+        show_start(&mut shown, started);
     }
     if let Some(ended) = detail.ended {
         shown.usage = ended.usage;
@@ -108,8 +106,17 @@ pub(super) fn stored_attempt(context: &Context, stored: &StoredAttempt) -> v1::A
         shown.skipped_outputs = ended.skipped_outputs;
         shown.output_truncated = ended.output_truncated;
         shown.wall_ms = ended.wall_ms;
+        // The report of the start may have been lost with a stream, or with an earlier coordinator.
+        if ended.start_us > 0 {
+            (shown.start_us, shown.start_phases) = (ended.start_us, ended.phases);
+        }
     }
     shown
+}
+
+fn show_start(shown: &mut v1::Attempt, started: v1::AttemptStarted) {
+    shown.fences = started.fences;
+    (shown.start_us, shown.start_phases) = (started.start_us, started.phases);
 }
 
 fn attempt(context: &Context, id: AttemptId, record: &AttemptRecord) -> v1::Attempt {

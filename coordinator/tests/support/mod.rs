@@ -194,7 +194,8 @@ impl FakeSession {
     pub async fn report(&self, start: &v1::StartAttempt, ended: v1::AttemptEnded) {
         use v1::attempt_report::Change;
         let report = |change| v1::AttemptReport { attempt: start.attempt, epoch: start.epoch, change: Some(change) };
-        let started = v1::AttemptStarted { fences: vec!["ns.pid".into()], start_us: 321 };
+        let phases = v1::StartPhases { prepared: true, exec_us: 110, ..Default::default() };
+        let started = v1::AttemptStarted { fences: vec!["ns.pid".into()], start_us: 321, phases: Some(phases) };
         let reports = vec![report(Change::Started(started)), report(Change::Ended(ended))];
         let reports = v1::AttemptReports { reports };
         self.say.send(message(agent_message::Message::Reports(reports))).await.expect("the stream is open");
