@@ -198,10 +198,10 @@ impl Job {
             }
             (None, None) => (0, Vec::new(), None),
         };
-        let start_us = match (&self.ended, &self.running) {
-            (Some(ended), _) => ended.start_us,
-            (None, Some(running)) => running.start_us,
-            (None, None) => 0,
+        let (start_us, phases) = match (&self.ended, &self.running) {
+            (Some(ended), _) => (ended.start_us, ended.phases),
+            (None, Some(running)) => (running.start_us, running.phases),
+            (None, None) => (0, StartPhases::default()),
         };
         let stored = match &mut self.collection {
             Collection::Done(stored) => std::mem::take(stored),
@@ -217,8 +217,7 @@ impl Job {
             fences,
             output_truncated: output.is_truncated(),
             start_us,
-            // The spawner does not tell its phases yet.
-            phases: order::phases_to_wire(StartPhases::default()),
+            phases: order::phases_to_wire(phases),
         }));
         kept
     }

@@ -26,7 +26,7 @@ use crate::{
     inputs::{self, InputError, Inputs},
     job::{Collection, Handover, Job, Pipes, WATCH_AFTER},
     order::{self, Note},
-    spawner::protocol::{AttemptKey, Event, NOTE_BYTES_MAX, Phase, Request, StartPhases},
+    spawner::protocol::{AttemptKey, Event, NOTE_BYTES_MAX, Phase, Request},
     spawner_link::{Greeting, LinkError},
     state::key_name,
     uploads::{self, Upload, UploadNotice},
@@ -339,8 +339,7 @@ impl Supervisor {
         let started = v1::AttemptStarted {
             fences: running.fences.clone(),
             start_us: running.start_us,
-            // The spawner does not tell its phases yet.
-            phases: order::phases_to_wire(StartPhases::default()),
+            phases: order::phases_to_wire(running.phases),
         };
         let change = Some(v1::attempt_report::Change::Started(started));
         self.report_start(v1::AttemptReport { attempt: Some(attempt.into()), epoch: Some(epoch.into()), change });
