@@ -260,11 +260,9 @@ impl Fences {
         let all = user | libc::CLONE_NEWNS | libc::CLONE_NEWPID;
         let roots = |proc: mounts::Proc| {
             let (root, image) = (root.to_owned(), image.to_owned());
-            try_child(all, move || {
-                i32::from(
-                    mounts::assemble(&root, &image).and_then(|()| mounts::mount_private(1 << 20, None, proc)).is_err(),
-                )
-            })
+            let whole =
+                move || mounts::assemble(&root, &image, Some(proc)).and_then(|()| mounts::mount_private(1 << 20, None));
+            try_child(all, move || i32::from(whole().is_err()))
         };
         fences.note(Fence::RootReadonly, roots(mounts::Proc::Whole));
         fences.note(Fence::ProcSubset, roots(mounts::Proc::OwnOnly));
@@ -298,10 +296,14 @@ impl Fences {
         }
         if fences.set.has(Fence::NsPid) {
             fences.raise(FenceSet::of(&[Fence::KillPidns]));
+        } else {
+            fences.miss(Fence::KillPidns, "there is no PID namespace that would end as a whole".into());
         }
         // The working folder's size is that of its tmpfs, which only a root of its own has.
         if fences.set.has(Fence::RootReadonly) {
             fences.raise(FenceSet::of(&[Fence::LimitsDisk]));
+        } else {
+            fences.miss(Fence::LimitsDisk, "a size has only the tmpfs of a root of its own".into());
         }
         fences.note_cgroups(cgroups);
         fences.broken = broken();

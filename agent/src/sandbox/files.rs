@@ -32,6 +32,14 @@ pub fn copy_in(folder: BorrowedFd<'_>, inputs: &[Input], descriptors: &[OwnedFd]
     Ok(())
 }
 
+/// Is this working folder empty, its owner's alone, and without any attribute that a job could have left?
+#[must_use]
+pub fn is_as_new(folder: BorrowedFd<'_>, uid: u32) -> bool {
+    let plain =
+        nix::sys::stat::fstat(folder).is_ok_and(|stat| stat.st_mode == libc::S_IFDIR | 0o700 && stat.st_uid == uid);
+    plain && sys::has_no_attributes(folder) && sys::is_empty_folder(folder)
+}
+
 fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

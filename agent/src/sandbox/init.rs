@@ -206,12 +206,14 @@ fn mount_what_it_sees(blueprint: &Blueprint<'_>) -> Result<OwnedFd, Failure> {
     if !fences.has(Fence::RootReadonly) {
         return sys::open(blueprint.folder, libc::O_RDONLY | libc::O_DIRECTORY).map_err(Failure::at(Step::Folder));
     }
-    if blueprint.template.is_none() {
-        mounts::assemble(blueprint.root, blueprint.image).map_err(Failure::at(Step::MountRoot))?;
-    }
     let proc = if fences.has(Fence::ProcSubset) { mounts::Proc::OwnOnly } else { mounts::Proc::Whole };
+    if blueprint.template.is_none() {
+        mounts::assemble(blueprint.root, blueprint.image, Some(proc)).map_err(Failure::at(Step::MountRoot))?;
+    } else {
+        mounts::mount_proc(c"/proc", proc).map_err(Failure::at(Step::MountProc))?;
+    }
     let bytes = if fences.has(Fence::LimitsDisk) { blueprint.disk_bytes } else { mounts::UNLIMITED };
-    mounts::mount_private(bytes, blueprint.identity, proc).map_err(Failure::at(Step::MountWork))?;
+    mounts::mount_private(bytes, blueprint.identity).map_err(Failure::at(Step::MountWork))?;
     sys::open(c"/work", libc::O_RDONLY | libc::O_DIRECTORY).map_err(Failure::at(Step::MountWork))
 }
 

@@ -57,7 +57,7 @@ impl Template {
         match unsafe { sys::clone_process(libc::CLONE_NEWNS, None) }? {
             Cloned::Child => {
                 drop(ours);
-                let errno = assemble(root, image).err().map_or(0, |errno| errno as i32);
+                let errno = assemble(root, image, None).err().map_or(0, |errno| errno as i32);
                 let _told = nix::unistd::write(&theirs, &errno.to_ne_bytes());
                 // Until the parent has opened our namespace, or is gone.
                 let _closed = nix::unistd::read(&theirs, &mut [0; 4]);
@@ -89,11 +89,12 @@ fn c(text: impl Into<Vec<u8>>) -> CString {
 }
 
 /// Assembles the common half at `root`, of the folders of `image` (`/`: the host's own), and enters it.
-/// Private folders are empty mount points yet.
+/// Private folders are empty mount points yet. `proc`: mounted too, which in a user namespace must be while the
+/// host's own is still in sight.
 ///
 /// # Errors
 /// As the first call that failed.
-pub fn assemble(root: &CStr, image: &Path) -> Result<(), Errno> {
+pub fn assemble(root: &CStr, image: &Path, proc: Option<Proc>) -> Result<(), Errno> {
     // Nothing that is mounted here from now on reaches the host.
     sys::mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE, c"")?;
     sys::mount(c"tmpfs", root, c"tmpfs", libc::MS_NOSUID | libc::MS_NODEV, c"size=1m,nr_inodes=256,mode=755")?;
@@ -106,6 +107,9 @@ pub fn assemble(root: &CStr, image: &Path) -> Result<(), Errno> {
     }
     link("/tmp", &at("var/tmp"))?;
     make_devices(&at)?;
+    if let Some(proc) = proc {
+        mount_proc(&at("proc"), proc)?;
+    }
     sys::mount_set(root, READ_ONLY | NOSUID | NODEV, false)?;
     sys::change_folder_to(root)?;
     sys::pivot_root(c".", c".")?;
@@ -113,18 +117,25 @@ pub fn assemble(root: &CStr, image: &Path) -> Result<(), Errno> {
     sys::change_folder_to(c"/")
 }
 
-/// Mounts the private half into an assembled root: /proc, and one tmpfs of `bytes` behind /work, /tmp and /dev/shm.
-/// /work belongs to `owner`.
+/// A /proc of the caller's PID namespace.
 ///
 /// # Errors
-/// As the first call that failed.
-pub fn mount_private(bytes: u64, owner: Option<u32>, proc: Proc) -> Result<(), Errno> {
-    const PRIVATE: u64 = libc::MS_NOSUID | libc::MS_NODEV;
+/// As mount(2).
+pub fn mount_proc(at: &CStr, proc: Proc) -> Result<(), Errno> {
     let options = match proc {
         Proc::OwnOnly => c"subset=pid,hidepid=invisible",
         Proc::Whole => c"",
     };
-    sys::mount(c"proc", c"/proc", c"proc", PRIVATE | libc::MS_NOEXEC, options)?;
+    sys::mount(c"proc", at, c"proc", PRIVATE | libc::MS_NOEXEC, options)
+}
+
+const PRIVATE: u64 = libc::MS_NOSUID | libc::MS_NODEV;
+
+/// Mounts one tmpfs of `bytes` behind /work, /tmp and /dev/shm of an assembled root. /work belongs to `owner`.
+///
+/// # Errors
+/// As the first call that failed.
+pub fn mount_private(bytes: u64, owner: Option<u32>) -> Result<(), Errno> {
     let size = c(format!("size={},nr_inodes={},mode=755", bytes.max(PAGE), inodes(bytes)));
     sys::mount(c"tmpfs", c"/work", c"tmpfs", PRIVATE, &size)?;
     sys::make_folder(c"/work/work", 0o700)?;

@@ -270,6 +270,23 @@ pub fn open_beneath(folder: BorrowedFd<'_>, path: &CStr, flags: c_int, mode: u32
     .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// Does a folder, opened for reading, hold nothing? What cannot be read counts as something.
+pub fn is_empty_folder(folder: BorrowedFd<'_>) -> bool {
+    let mut entries = [0u8; 128];
+    // SAFETY: takes no memory.
+    unsafe { libc::lseek(folder.as_raw_fd(), 0, libc::SEEK_SET) };
+    // SAFETY: a buffer of that length. Two entries, `.` and `..`, have 24 bytes each.
+    let length =
+        unsafe { libc::syscall(libc::SYS_getdents64, folder.as_raw_fd(), entries.as_mut_ptr(), entries.len()) };
+    length == 48
+}
+
+/// Has it no extended attribute, an access list included? What cannot be read counts as one.
+pub fn has_no_attributes(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: asks for the length alone.
+    unsafe { libc::flistxattr(file.as_raw_fd(), std::ptr::null_mut(), 0) == 0 }
+}
+
 /// fchdir(2).
 ///
 /// # Errors

@@ -9,10 +9,13 @@ use std::{
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
-use super::{Keeper, spares::Readied};
+use super::{
+    Keeper,
+    spares::{Folder, Readied},
+};
 use crate::{
     sandbox::{
-        cgroup,
+        cgroup, files,
         lease::TERM_MS,
         order,
         status::{self, Status},
@@ -103,7 +106,7 @@ impl Keeper {
             self.unwatch(group.events());
         }
         if let Some(network) = sandbox.network.take() {
-            self.spares.shelve(key.job, network);
+            self.spares.shelve_network(key.job, network);
         }
         self.rubbish.push(Rubbish::of(sandbox));
         if let Some(event) = event {
@@ -230,9 +233,17 @@ impl Keeper {
             None => return,
         }
         let Some(attempt) = self.attempts.remove(&key) else { return };
-        if let Some(uid) = attempt.identity {
-            self.uids.give_back(uid);
+        let Some(uid) = attempt.identity else { return self.remove_folder(attempt.folder_on_disk.as_deref()) };
+        if let (Stage::Over { folder: Some(folder), .. }, Some(path)) = (&attempt.stage, &attempt.folder_on_disk)
+            && !self.stopping
+            && files::is_as_new(folder.as_fd(), uid)
+        {
+            let no_room = self.spares.shelve_folder(key.job, Folder { uid, path: path.clone() });
+            if no_room.is_none() {
+                return;
+            }
         }
+        self.uids.give_back(uid);
         self.remove_folder(attempt.folder_on_disk.as_deref());
     }
 

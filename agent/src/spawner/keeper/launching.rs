@@ -10,7 +10,7 @@ use std::{
 
 use nix::{fcntl::OFlag, sys::epoll::EpollFlags};
 
-use super::{Keeper, set_nonblocking};
+use super::{Keeper, set_nonblocking, spares::Folder};
 use crate::{
     sandbox::{
         cgroup,
@@ -73,6 +73,9 @@ impl Keeper {
             || start.environment.iter().any(|(name, value)| nul(name) || nul(value) || name.contains(&b'='))
         {
             return Err("an argument or variable has a NUL byte, or a name has `=`".into());
+        }
+        if start.working_folder.contains(&0) {
+            return Err("the working folder has a NUL byte".into());
         }
         if start.attempt.task == u32::MAX || start.attempt.number == 0 {
             return Err("its task or attempt number is out of range".into());
@@ -138,8 +141,8 @@ impl Keeper {
         let mut sandbox = match spare {
             Some(sandbox) => sandbox,
             None => {
-                let network = self.spares.network_for(start.attempt.job);
-                self.make(shape, network, &start.limits)?
+                let (network, folder) = self.left_by(shape, start.attempt.job);
+                self.make(shape, network, folder, &start.limits)?
             }
         };
         let began_us = sys::boottime_us();
@@ -231,20 +234,22 @@ impl Keeper {
     }
 
     /// Makes a sandbox: all or nothing. It is ready when its init says so.
-    pub(super) fn make(&mut self, shape: Shape, network: Option<Rc<OwnedFd>>, limits: &Limits) -> io::Result<Sandbox> {
-        let identity = match (self.rootless, self.uids.take()) {
-            (true, uid) => {
-                uid.into_iter().for_each(|uid| self.uids.give_back(uid));
-                None
-            }
-            (false, Some(uid)) => Some(uid),
-            (false, None) => {
-                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "every uid for jobs is in use"));
-            }
+    pub(super) fn make(
+        &mut self,
+        shape: Shape,
+        network: Option<Rc<OwnedFd>>,
+        left: Option<Folder>,
+        limits: &Limits,
+    ) -> io::Result<Sandbox> {
+        let (identity, left) = match left {
+            Some(Folder { uid, path }) => (Some(uid), Some(path)),
+            None if self.rootless => (None, None),
+            None => (Some(self.take_uid()?), None),
         };
         let token = self.new_token();
         let name = format!("s{token}");
-        let made = self.make_as(identity, token, &name, shape, network, limits);
+        let folder = left.clone().unwrap_or_else(|| self.state.join("work").join(&name));
+        let made = self.make_as(identity, token, &name, shape, network, (&folder, left.is_some()), limits);
         if made.is_err() {
             if let Some(uid) = identity {
                 self.uids.give_back(uid);
@@ -252,11 +257,22 @@ impl Keeper {
             if let Some(cgroups) = &self.cgroups {
                 cgroups.remove_group(&name);
             }
-            let _was_not_made = fs::remove_dir(self.state.join("work").join(&name));
+            let _was_not_made = fs::remove_dir(folder);
         }
         made
     }
 
+    /// Those of sandboxes that only wait are for a job that is there.
+    fn take_uid(&mut self) -> io::Result<u32> {
+        if let Some(uid) = self.uids.take() {
+            return Ok(uid);
+        }
+        self.end_spares_now();
+        let none = || io::Error::new(io::ErrorKind::QuotaExceeded, "every uid for jobs is in use");
+        self.uids.take().ok_or_else(none)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "what `make` has decided")]
     fn make_as(
         &self,
         identity: Option<u32>,
@@ -264,6 +280,7 @@ impl Keeper {
         name: &str,
         shape: Shape,
         network: Option<Rc<OwnedFd>>,
+        (folder, is_there): (&Path, bool),
         limits: &Limits,
     ) -> io::Result<Sandbox> {
         let began_us = sys::boottime_us();
@@ -274,11 +291,10 @@ impl Keeper {
         let cgroup_us = between(began_us, sys::boottime_us());
         let fences = self.fences.raised(shape.fences);
         let on_disk = !fences.has(Fence::RootReadonly);
-        let folder = self.state.join("work").join(name);
-        if on_disk {
-            make_work_folder(&folder, identity)?;
+        if on_disk && !is_there {
+            make_work_folder(folder, identity)?;
         }
-        let folder_c = CString::new(folder.clone().into_os_string().into_encoded_bytes()).map_err(io::Error::other)?;
+        let folder_c = CString::new(folder.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
         let (stdout, stdout_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let (stderr, stderr_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         if let Some(uid) = identity {
@@ -332,7 +348,7 @@ impl Keeper {
             stdout: Rc::new(stdout),
             stderr: Rc::new(stderr),
             folder: None,
-            folder_on_disk: on_disk.then_some(folder),
+            folder_on_disk: on_disk.then(|| folder.to_owned()),
             network,
             made: Made { cgroup_us, clone_us, assemble_us: 0 },
         })

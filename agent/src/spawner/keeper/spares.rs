@@ -1,13 +1,15 @@
 //! Sandboxes made ahead: as many as were missed lately, of the shapes that are asked.
 //!
 //! A sandbox serves one attempt and is gone with it, so nothing of one tenant is
-//! ever another's. Only an empty network namespace is used again, and only by the
-//! next task of the same job: making one costs more than all the rest.
+//! ever another's. Only an empty network namespace is used again, or an empty
+//! folder on a disk with its uid, and only by the next task of the same job: making
+//! them costs more than all the rest.
 
 use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     rc::Rc,
 };
 
@@ -31,8 +33,8 @@ const UNUSED_US: u64 = 60_000_000;
 const JOB_UNUSED_US: u64 = 5_000_000;
 /// How often that is looked at.
 const TIDY_US: u64 = 1_000_000;
-/// Network namespaces kept for one job.
-const NETWORKS_MAX: usize = 64;
+/// Network namespaces, and folders, kept for one job.
+const SHELF_MAX: usize = 32;
 
 /// The sandboxes that wait, and what they are kept for.
 pub struct Spares {
@@ -40,7 +42,7 @@ pub struct Spares {
     count_max: usize,
     by_token: BTreeMap<u64, Spare>,
     demand: BTreeMap<Shape, Demand>,
-    networks: BTreeMap<u64, Shelf>,
+    shelves: BTreeMap<u64, Shelf>,
     /// To be made, one a turn of the loop.
     wanted: Vec<(Shape, u64)>,
     tidy_at_us: Option<u64>,
@@ -68,9 +70,17 @@ struct Demand {
     limits: Limits,
 }
 
+/// What earlier tasks of one job have left that is as good as new for its next.
 struct Shelf {
     networks: Vec<Rc<OwnedFd>>,
+    folders: Vec<Folder>,
     used_us: u64,
+}
+
+/// An empty working folder on a disk, and the uid that it belongs to.
+pub struct Folder {
+    pub uid: u32,
+    pub path: PathBuf,
 }
 
 /// What only the spawner can do once an init has assembled its sandbox.
@@ -105,7 +115,7 @@ impl Spares {
             count_max: policy.prepared_max,
             by_token: BTreeMap::new(),
             demand: BTreeMap::new(),
-            networks: BTreeMap::new(),
+            shelves: BTreeMap::new(),
             wanted: Vec::new(),
             tidy_at_us: None,
         }
@@ -123,20 +133,41 @@ impl Spares {
         self.tidy_at_us
     }
 
-    /// A job's task is over, and this is its network namespace.
-    pub fn shelve(&mut self, job: u64, network: Rc<OwnedFd>) {
+    fn shelf(&mut self, job: u64) -> &mut Shelf {
         let used_us = sys::boottime_us();
-        let shelf = self.networks.entry(job).or_insert_with(|| Shelf { networks: Vec::new(), used_us });
+        self.tidy_at_us = self.tidy_at_us.or(Some(used_us + TIDY_US));
+        let empty = || Shelf { networks: Vec::new(), folders: Vec::new(), used_us };
+        let shelf = self.shelves.entry(job).or_insert_with(empty);
         shelf.used_us = used_us;
-        if shelf.networks.len() < NETWORKS_MAX {
+        shelf
+    }
+
+    /// A job's task is over, and this is its network namespace.
+    pub fn shelve_network(&mut self, job: u64, network: Rc<OwnedFd>) {
+        let shelf = self.shelf(job);
+        if shelf.networks.len() < SHELF_MAX {
             shelf.networks.push(network);
         }
-        self.tidy_at_us = self.tidy_at_us.or(Some(used_us + TIDY_US));
+    }
+
+    /// A job's task is forgotten, and this is its empty folder. Returns it if there is no room.
+    pub fn shelve_folder(&mut self, job: u64, folder: Folder) -> Option<Folder> {
+        let shelf = self.shelf(job);
+        if shelf.folders.len() >= SHELF_MAX {
+            return Some(folder);
+        }
+        shelf.folders.push(folder);
+        None
     }
 
     /// An empty network namespace that an earlier task of this job has left.
     pub fn network_for(&mut self, job: u64) -> Option<Rc<OwnedFd>> {
-        self.networks.get_mut(&job)?.networks.pop()
+        self.shelves.get_mut(&job)?.networks.pop()
+    }
+
+    /// An empty folder that an earlier task of this job has left.
+    pub fn folder_for(&mut self, job: u64) -> Option<Folder> {
+        self.shelves.get_mut(&job)?.folders.pop()
     }
 
     /// Takes one that is ready, and asks for the next.
@@ -215,14 +246,14 @@ impl Keeper {
     pub(super) fn prepare_one(&mut self) {
         let Some((shape, job)) = self.spares.wanted.pop() else { return };
         // The uids are for jobs first.
-        if self.stopping || self.spares.by_token.len() * 4 >= self.uids.count() {
+        if self.stopping || (self.spares.by_token.len() + 1) * 4 > self.uids.count() {
             return;
         }
         let Some(demand) = self.spares.demand.get(&shape) else { return };
         let limits = demand.limits;
-        let network = self.spares.network_for(job);
-        let of = network.is_some().then_some(job);
-        match self.make(shape, network, &limits) {
+        let (network, folder) = self.left_by(shape, job);
+        let of = (network.is_some() || folder.is_some()).then_some(job);
+        match self.make(shape, network, folder, &limits) {
             Ok(sandbox) => {
                 let spare = Spare { sandbox, state: State::Making, job: of };
                 self.spares.by_token.insert(spare.sandbox.token, spare);
@@ -235,6 +266,13 @@ impl Keeper {
         }
     }
 
+    /// What an earlier task of the job has left, as far as a sandbox of this shape can use it.
+    pub(super) fn left_by(&mut self, shape: Shape, job: u64) -> (Option<Rc<OwnedFd>>, Option<Folder>) {
+        let network = shape.fences.has(Fence::NsNet).then(|| self.spares.network_for(job)).flatten();
+        let on_disk = !self.fences.raised(shape.fences).has(Fence::RootReadonly);
+        (network, on_disk.then(|| self.spares.folder_for(job)).flatten())
+    }
+
     /// Something happened to a sandbox that waits.
     pub(super) fn look_at_spare(&mut self, token: u64) {
         let Some(spare) = self.spares.by_token.get_mut(&token) else { return };
@@ -243,7 +281,7 @@ impl Keeper {
                 Status::Parked { network_joined, assemble_us } => {
                     spare.sandbox.folder = folder;
                     spare.sandbox.made.assemble_us = assemble_us;
-                    if !network_joined {
+                    if !network_joined && spare.sandbox.folder_on_disk.is_none() {
                         spare.job = None;
                     }
                     match Readied::finish(&self.fences, self.rootless, &mut spare.sandbox, network_joined) {
@@ -290,13 +328,14 @@ impl Keeper {
         }
         let spares = &mut self.spares;
         let gone: Vec<u64> = spares
-            .networks
+            .shelves
             .iter()
             .filter(|(_, shelf)| shelf.used_us + JOB_UNUSED_US < now)
             .map(|(job, _)| *job)
             .collect();
+        let mut folders = Vec::new();
         for job in &gone {
-            spares.networks.remove(job);
+            folders.extend(spares.shelves.remove(job).into_iter().flat_map(|shelf| shelf.folders));
         }
         for spare in spares.by_token.values_mut().filter(|spare| spare.job.is_some_and(|job| gone.contains(&job))) {
             end_spare(spare);
@@ -320,13 +359,21 @@ impl Keeper {
         for shape in short {
             spares.want(shape, 0, 1);
         }
-        let settled = spares.networks.is_empty()
+        let settled = spares.shelves.is_empty()
             && spares.demand.len() <= 1
             && spares.demand.values().all(|demand| demand.ready == 1);
         spares.tidy_at_us = (!settled).then_some(now + TIDY_US);
+        self.let_go(folders);
     }
 
-    /// All of them, before the next program takes over.
+    fn let_go(&mut self, folders: Vec<Folder>) {
+        for folder in folders {
+            self.uids.give_back(folder.uid);
+            self.remove_folder(Some(&folder.path));
+        }
+    }
+
+    /// All of them at once, when the next program takes over or their uids are needed.
     pub(super) fn end_spares_now(&mut self) {
         self.end_spares();
         for spare in std::mem::take(&mut self.spares.by_token).into_values() {
@@ -339,7 +386,8 @@ impl Keeper {
 
     pub(super) fn end_spares(&mut self) {
         self.spares.wanted.clear();
-        self.spares.networks.clear();
+        let shelves = std::mem::take(&mut self.spares.shelves);
+        self.let_go(shelves.into_values().flat_map(|shelf| shelf.folders).collect());
         self.spares.by_token.values_mut().for_each(end_spare);
     }
 }
