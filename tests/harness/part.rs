@@ -4,6 +4,7 @@
 use std::{
     ffi::OsString,
     fs::File,
+    io::Write as _,
     os::{
         fd::{AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
@@ -65,6 +66,15 @@ pub struct Part {
     log: PathBuf,
 }
 
+/// What a part has beside its arguments.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Added to our own environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// It is born there; none: in our own.
+    pub cgroup: Option<PathBuf>,
+}
+
 impl Part {
     /// Starts `muster ARGUMENTS... --parent-fd N` with its output in `log` (appended).
     ///
@@ -73,7 +83,17 @@ impl Part {
     /// If the process cannot be started.
     #[must_use]
     pub fn start(name: &str, log: &Path, arguments: &[OsString]) -> Self {
-        Self::start_with(Command::new(muster_binary()), name, log, arguments)
+        Self::start_in(name, log, arguments, &Surroundings::default())
+    }
+
+    /// The same with an environment or a cgroup of its own.
+    ///
+    /// # Panics
+    ///
+    /// If the process cannot be started.
+    #[must_use]
+    pub fn start_in(name: &str, log: &Path, arguments: &[OsString], surroundings: &Surroundings) -> Self {
+        Self::start_with(Command::new(muster_binary()), name, log, arguments, surroundings)
     }
 
     /// The same from another file.
@@ -94,10 +114,16 @@ impl Part {
     #[must_use]
     pub fn start_as(user: u32, name: &str, log: &Path, arguments: &[OsString]) -> Self {
         let (command, _until_it_is_started) = muster_as(user);
-        Self::start_with(command, name, log, arguments)
+        Self::start_with(command, name, log, arguments, &Surroundings::default())
     }
 
-    fn start_with(mut command: Command, name: &str, log: &Path, arguments: &[OsString]) -> Self {
+    fn start_with(
+        mut command: Command,
+        name: &str,
+        log: &Path,
+        arguments: &[OsString],
+        surroundings: &Surroundings,
+    ) -> Self {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
         let output = File::options().create(true).append(true).open(log).expect("a log file");
         command
@@ -107,14 +133,20 @@ impl Part {
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second handle of the log"))
             .stderr(output)
-            .env("RUST_BACKTRACE", "1");
+            .env("RUST_BACKTRACE", "1")
+            .envs(surroundings.environment.iter().map(|(name, value)| (name, value)));
+        let group = surroundings.cgroup.as_ref().map(|path| {
+            File::options().write(true).open(path.join("cgroup.procs")).expect("a cgroup that takes processes")
+        });
         let number = read.as_raw_fd();
         let keep_open = move || {
             // SAFETY: `read` is dropped only after the spawn, so the child has it under this number.
             let fd = unsafe { BorrowedFd::borrow_raw(number) };
-            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop).map_err(Into::into)
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            // 0 is whoever writes it.
+            group.as_ref().map_or(Ok(()), |mut group| group.write_all(b"0"))
         };
-        // SAFETY: between fork and exec only fcntl(2) is called, which is async-signal-safe.
+        // SAFETY: between fork and exec only fcntl(2) and write(2) are called, which are async-signal-safe.
         unsafe { command.pre_exec(keep_open) };
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         drop(read);

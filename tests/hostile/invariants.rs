@@ -1,0 +1,148 @@
+//! What holds after every case, whatever the job did: the spawner is the same
+//! and as large as before, nothing of the job is left, the host is untouched,
+//! and no secret was seen.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use muster_tests::{WAIT, eventually_blocking};
+use sha2::{Digest as _, Sha256};
+
+use crate::spawner::{Spawner, UIDS};
+
+/// The spawner's resident memory may grow by so much over a whole run: records of attempts that must not run again.
+const GROWTH_BYTES: u64 = 4 << 20;
+const PAGE_BYTES: u64 = 4_096;
+
+/// The spawner and the host before the first case.
+pub struct Base {
+    descriptors: usize,
+    resident_bytes: u64,
+    mounts: usize,
+    host: BTreeMap<String, String>,
+}
+
+impl Base {
+    /// As it is now.
+    pub fn of(spawner: &Spawner, muster: &Path) -> Self {
+        let pid = spawner.part.pid();
+        Self {
+            descriptors: descriptors(pid),
+            resident_bytes: resident_bytes(pid),
+            mounts: mounts(pid),
+            host: host(muster),
+        }
+    }
+
+    /// What does not hold. The spawner gets a deadline to come back to its size; the rest must hold at once.
+    pub fn broken(&self, spawner: &mut Spawner, muster: &Path) -> Vec<String> {
+        let mut broken = Vec::new();
+        let pid = spawner.part.pid();
+        if !spawner.part.is_running() {
+            return vec![format!("I2: the spawner has ended: {}", spawner.part.log())];
+        }
+        let back = eventually_blocking(WAIT, || (descriptors(pid) <= self.descriptors).then_some(()));
+        if back.is_none() {
+            broken.push(format!("I2: the spawner holds {} descriptors, {} before", descriptors(pid), self.descriptors));
+        }
+        let most = self.resident_bytes + self.resident_bytes / 20 + GROWTH_BYTES;
+        if eventually_blocking(WAIT, || (resident_bytes(pid) <= most).then_some(())).is_none() {
+            broken.push(format!(
+                "I2: the spawner has {} bytes resident, {} before",
+                resident_bytes(pid),
+                self.resident_bytes
+            ));
+        }
+        if eventually_blocking(WAIT, || children(pid).is_empty().then_some(())).is_none() {
+            broken.push(format!("I3: the spawner still has children: {:?}", children(pid)));
+        }
+        let left = processes_of_jobs(spawner.first_uid);
+        if !left.is_empty() {
+            broken.push(format!("I3: processes of jobs are left: {left:?}"));
+        }
+        if mounts(pid) != self.mounts {
+            broken.push(format!("I3: {} mounts, {} before", mounts(pid), self.mounts));
+        }
+        let held = network_namespaces_held(pid);
+        if held > 0 {
+            broken.push(format!("I3: the spawner holds {held} network namespaces"));
+        }
+        let now = host(muster);
+        broken.extend(
+            self.host
+                .iter()
+                .filter(|(what, was)| now.get(*what) != Some(was))
+                .map(|(what, was)| format!("I4: {what} was {was:?} and is {:?}", now.get(what))),
+        );
+        broken
+    }
+}
+
+/// Pids whose uid is one of the range for jobs, with that uid.
+pub fn processes_of_jobs(first_uid: u32) -> Vec<(u32, u32)> {
+    let range = first_uid..first_uid + UIDS;
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let status = fs::read_to_string(entry.path().join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        let uid: u32 = line.split_whitespace().next()?.parse().ok()?;
+        // A dead one that its parent has not waited for runs no more.
+        let dead = status.lines().any(|line| line.starts_with("State:") && (line.contains('Z') || line.contains('X')));
+        (range.contains(&uid) && !dead).then_some((pid, uid))
+    })
+    .collect()
+}
+
+/// The text's occurrence in what a job wrote, also across other bytes than text.
+pub fn holds(bytes: &[u8], text: &str) -> bool {
+    !text.is_empty() && bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// The second field of statm is resident pages (proc_pid_statm(5)).
+fn resident_bytes(pid: u32) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * PAGE_BYTES
+}
+
+fn mounts(pid: u32) -> usize {
+    fs::read_to_string(format!("/proc/{pid}/mountinfo")).map_or(0, |text| text.lines().count())
+}
+
+fn children(pid: u32) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn network_namespaces_held(pid: u32) -> usize {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|entry| fs::read_link(entry.path()).ok())
+        .filter(|link| link.to_string_lossy().starts_with("net:"))
+        .count()
+}
+
+/// What no job may change: our own binary, system files, settings.
+fn host(muster: &Path) -> BTreeMap<String, String> {
+    let digest = |path: &Path| fs::read(path).map(|bytes| format!("{:x}", Sha256::digest(&bytes))).unwrap_or_default();
+    let mut facts: BTreeMap<String, String> =
+        [muster, Path::new("/etc/passwd"), Path::new("/bin/sh"), Path::new("/usr/bin/env")]
+            .into_iter()
+            .map(|path| (path.display().to_string(), digest(path)))
+            .collect();
+    for setting in [
+        "kernel/hostname",
+        "kernel/domainname",
+        "kernel/core_pattern",
+        "kernel/sysrq",
+        "kernel/modprobe",
+        "vm/overcommit_memory",
+        "net/ipv4/ip_forward",
+    ] {
+        let text = fs::read_to_string(Path::new("/proc/sys").join(setting)).unwrap_or_default();
+        facts.insert(setting.to_owned(), text.trim().to_owned());
+    }
+    facts
+}
