@@ -36,10 +36,11 @@ pub fn muster_binary() -> PathBuf {
         return PathBuf::from(path);
     }
     let own = std::env::current_exe().expect("a test knows its own path");
-    let beside = own.parent().and_then(Path::parent).map(|folder| folder.join("muster"));
-    match beside {
-        Some(path) if path.exists() => path,
-        _ => panic!("no muster executable: run `cargo build -p muster` first, or set MUSTER_BIN"),
+    // A test lies in `deps/`, a program of ours beside it.
+    let mut beside = own.ancestors().skip(1).take(2).map(|folder| folder.join("muster"));
+    match beside.find(|path| path.is_file()) {
+        Some(path) => path,
+        None => panic!("no muster executable: run `cargo build -p muster` first, or set MUSTER_BIN"),
     }
 }
 
