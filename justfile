@@ -29,7 +29,11 @@ e2e *ARGS:
     cargo build --locked --workspace --bins
     cargo test --locked -p muster-tests --test e2e -- {{ARGS}}
 
-# A real host in a QEMU guest: units, limits, drain, power-off. As root.
+# What a job must not be able to do, tried. As root.
+hostile:
+    ./tests/run --only hostile
+
+# A real host in a QEMU guest: units, limits, drain, power-off, and the attacks that would harm this one. As root.
 guest:
     ./tests/run --only guest
 

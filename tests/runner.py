@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as xml
 from pathlib import Path
@@ -371,22 +372,64 @@ def check_python(results, _):
         results.fail("python-client", "the lines above say what")
 
 
+def build_probe(results):
+    """The hostile job, linked statically: it brings no library that a sandbox would have to show."""
+    command = ["cargo", "rustc", "--locked", "--quiet", "--profile", "probe", "-p", "muster-probe", "--bin", "muster-probe"]
+    if run([*command, "--", "-C", "target-feature=+crt-static"], 600):
+        os.environ["MUSTER_PROBE"] = str(TARGET / "probe/muster-probe")
+        return True
+    results.fail("hostile-probe", "it does not build; the lines above say why")
+    return False
+
+
+def check_hostile(results, _):
+    """Every attack of a job that a host survives, each with its control; the others are the guest's."""
+    if os.geteuid() != 0:
+        results.skip("hostile", "most fences are only raised, and most controls only succeed, as root")
+        return
+    if not build_probe(results):
+        return
+    with tempfile.TemporaryDirectory(prefix="muster-hostile-") as folder:
+        table = Path(folder) / "table.json"
+        run([TARGET / "debug/muster-hostile", "--json", table], 900)
+        if not table.exists():
+            results.fail("hostile", "it ended without its table; the lines above say why")
+            return
+        cases = json.loads(table.read_text())["cases"]
+    for case in cases:
+        name = f"hostile-{case['case']}"
+        if case["status"] == "pass":
+            results.pass_(name)
+        elif case["status"] == "fail":
+            results.fail(name, "; ".join(case["problems"]))
+        elif not case["destructive"]:
+            results.skip(name, case["reason"])
+    left = [case["case"] for case in cases if case["destructive"]]
+    say(f"left to the guest: {' '.join(left)}")
+
+
 def check_guest(results, _):
-    """A real host with systemd and cgroup v2, in a throw-away QEMU guest."""
+    """A real host with systemd and cgroup v2, in a throw-away QEMU guest: the shipped units, then the hostile suite."""
+    run_in_guest(results, "smoke", "guest")
+    if has_qemu() and build_probe(results):
+        run_in_guest(results, "hostile", "guest-hostile")
+
+
+def run_in_guest(results, script, prefix):
     done = subprocess.run(
-        [sys.executable, "-B", "deploy/guest/smoke"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=1800
+        [sys.executable, "-B", f"deploy/guest/{script}"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=1800
     )
     say(done.stdout.rstrip())
     found = re.findall(r"^(PASS|FAIL|SKIP) ([\w-]+)(?:: (.*))?$", done.stdout, re.MULTILINE)
     for verdict, name, why in found:
         if verdict == "PASS":
-            results.pass_(f"guest-{name}")
+            results.pass_(f"{prefix}-{name}")
         elif verdict == "FAIL":
-            results.fail(f"guest-{name}", why or "see the lines above")
+            results.fail(f"{prefix}-{name}", why or "see the lines above")
         else:
-            results.skip("guest", why)
+            results.skip("guest" if name == "guest" else f"{prefix}-{name}", why)
     if done.returncode not in (0, 1) or not found:
-        results.fail("guest", f"ended with {done.returncode} and no verdict")
+        results.fail(prefix, f"ended with {done.returncode} and no verdict")
 
 
 CHECKS = {
@@ -397,6 +440,7 @@ CHECKS = {
     "build": check_build,
     "rust": check_rust,
     "python": check_python,
+    "hostile": check_hostile,
     "guest": check_guest,
     "clippy": check_clippy,
 }
@@ -434,12 +478,12 @@ def main():
     began = time.monotonic()
     results = Results(read_excuses())
     chosen = options.only or list(CHECKS)
-    if {"rust", "python", "guest"} & set(chosen) and "build" not in chosen:
+    if {"rust", "python", "hostile", "guest"} & set(chosen) and "build" not in chosen:
         chosen = ["build", *chosen]
     for name, check in CHECKS.items():
         if name not in chosen:
             continue
-        if name in ("rust", "python", "guest") and any(failed == "build" for failed, _ in results.failed):
+        if name in ("rust", "python", "hostile", "guest") and any(failed == "build" for failed, _ in results.failed):
             results.fail(name, "not run: the build failed")
             continue
         say(f"\n== {name}")

@@ -26,6 +26,7 @@ pub struct Report {
     pub problems: Vec<String>,
     pub status: Status,
     pub ms: u64,
+    pub destructive: bool,
 }
 
 impl Report {
@@ -42,6 +43,7 @@ impl Report {
             problems: Vec::new(),
             status: Status::Passed,
             ms: 0,
+            destructive: case.destructive,
         }
     }
 
@@ -81,7 +83,7 @@ impl Report {
         json!({
             "case": self.id, "title": self.title, "verdict": self.verdict, "tries": self.tries, "refused": self.refused,
             "control": self.control, "unproved": self.unproved, "problems": self.problems, "status": status,
-            "reason": why, "ms": self.ms,
+            "reason": why, "ms": self.ms, "destructive": self.destructive,
         })
     }
 }
