@@ -203,6 +203,7 @@ impl Spawner {
                 record.all_collected |= last;
             }
             Event::Denied { attempt: None, .. }
+            | Event::Stuck { .. }
             | Event::Welcome { .. }
             | Event::Held { .. }
             | Event::HeldAll
