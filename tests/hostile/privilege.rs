@@ -47,7 +47,7 @@ fn host_files(stage: &Stage, place: Place) -> Vec<String> {
     let mut facts = vec![
         format!("file.secret={}", state.join("secret").display()),
         format!("folder.spawner-state={}", state.display()),
-        format!("file.program={}", stage.tools.muster.display()),
+        format!("program.muster={}", stage.tools.muster.display()),
     ];
     if place == Place::Inside {
         let neighbour =

@@ -81,11 +81,14 @@ impl Stage {
             canary_slowest: Duration::ZERO,
             base: None,
         };
-        // Once round, so that what is made once is there.
-        let canary = stage.start_canary()?;
-        stage.end_canary(canary)?;
+        // Two at once, as in each case, so that what is made once or kept ready is there.
+        for _ in 0..2 {
+            let (one, other) = (stage.start_canary()?, stage.start_canary()?);
+            stage.end_canary(one)?;
+            stage.end_canary(other)?;
+        }
         stage.spawner.settle()?;
-        stage.base = Some(Base::of(&stage.spawner, &stage.tools.muster));
+        stage.base = Some(Base::of(&stage.spawner, &stage.tools.muster)?);
         Ok(stage)
     }
 

@@ -58,7 +58,6 @@ pub fn settings(_: &Facts) {
         ("host-name", "/proc/sys/kernel/hostname"),
         ("core-pattern", "/proc/sys/kernel/core_pattern"),
         ("modprobe", "/proc/sys/kernel/modprobe"),
-        ("binfmt", "/proc/sys/fs/binfmt_misc/register"),
         ("overcommit", "/proc/sys/vm/overcommit_memory"),
         ("forwarding", "/proc/sys/net/ipv4/ip_forward"),
         ("ping-range", "/proc/sys/net/ipv4/ping_group_range"),
@@ -94,7 +93,7 @@ pub fn cgroups(facts: &Facts) {
     }
 }
 
-/// The host's files and those that the suite names (`file.NAME`, `folder.NAME`).
+/// The host's files and those that the suite names (`file.NAME`, `folder.NAME`, and `program.NAME`, which may be read).
 pub fn write_host(facts: &Facts) {
     for folder in ["/", "/usr", "/usr/bin", "/etc", "/bin", "/lib", "/opt", "/dev", "/proc", "/var", "/run"] {
         let name = if folder == "/" { "root".to_owned() } else { folder.trim_start_matches('/').replace('/', "-") };
@@ -113,6 +112,9 @@ pub fn write_host(facts: &Facts) {
     }
     for (name, path) in facts.all("file.") {
         tell(&format!("read-{name}"), tell::of(fs::read(path)));
+        tell(&format!("write-{name}"), open_to_write(path));
+    }
+    for (name, path) in facts.all("program.") {
         tell(&format!("write-{name}"), open_to_write(path));
     }
     for (name, folder) in facts.all("folder.") {

@@ -147,12 +147,21 @@ pub fn attack_init(facts: &Facts) {
             tell(&format!("init-{name}"), sys::call_numbers(libc::SYS_kill, [number, i64::from(signal)]));
         }
     }
-    let mut orphans = 0;
-    for _ in 0..facts.number("orphans", 500) {
-        let parent = sys::fork(0, || i32::from(sys::fork(0, || 0).is_err()));
-        orphans += u32::from(parent.and_then(sys::wait) == Ok(0));
+    tell_value("orphans", Ok(orphans(facts.number("orphans", 500))));
+}
+
+/// Makes so many orphans for pid 1 to reap. When they come faster than it reaps, the limit refuses some: those are made
+/// again, so fewer come only from an init that does not reap.
+pub fn orphans(wanted: u64) -> u64 {
+    const REFUSALS_MAX: u32 = 100_000;
+    let (mut made, mut refusals) = (0, 0);
+    while made < wanted && refusals < REFUSALS_MAX {
+        match sys::fork(0, || i32::from(sys::fork(0, || 0).is_err())).and_then(sys::wait) {
+            Ok(0) => made += 1,
+            Ok(_) | Err(_) => refusals += 1,
+        }
     }
-    tell_value("orphans", Ok(orphans));
+    made
 }
 
 /// Kills all that it can reach, after making something to reach.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    Facts,
+    Facts, processes,
     sys::{self, Arg},
     tell::{self, Outcome, tell, tell_value},
 };
@@ -253,13 +253,5 @@ pub fn zombies(facts: &Facts) {
         freed += 1;
     }
     tell_value("waited", Ok(freed));
-    let mut refusals = 0u32;
-    let mut orphaned = 0u32;
-    while orphaned < 2_000 && refusals < 2_000 {
-        match sys::fork(0, || i32::from(sys::fork(0, || 0).is_err())).and_then(sys::wait) {
-            Ok(0) => orphaned += 1,
-            _ => refusals += 1,
-        }
-    }
-    tell_value("orphans", Ok(orphaned));
+    tell_value("orphans", Ok(processes::orphans(facts.number("orphans", 500))));
 }
