@@ -104,7 +104,7 @@ impl Part {
     /// If the process cannot be started.
     #[must_use]
     pub fn start_from(program: &Path, name: &str, log: &Path, arguments: &[OsString]) -> Self {
-        Self::start_with(Command::new(program), name, log, arguments)
+        Self::start_with(Command::new(program), name, log, arguments, &Surroundings::default())
     }
 
     /// The same as another user; only root may.
