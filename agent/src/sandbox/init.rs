@@ -227,9 +227,6 @@ fn give_up_rights(blueprint: &Blueprint<'_>) -> Result<(), Failure> {
     if fences.has(Fence::Rlimits) {
         limit_resources().map_err(Failure::at(Step::Limits))?;
     }
-    if fences.has(Fence::CapsNone) && !blueprint.rootless {
-        sys::drop_bounding_capabilities().map_err(Failure::at(Step::Capabilities))?;
-    }
     if fences.has(Fence::NoNewPrivs) {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(Failure::at(Step::NoNewPrivileges))?;
     }
@@ -240,6 +237,10 @@ fn give_up_rights(blueprint: &Blueprint<'_>) -> Result<(), Failure> {
     if fences.has(Fence::NsUser) && !blueprint.rootless {
         // After all mounts, which belong to the host's user namespace and so are out of our own reach from here on.
         sys::unshare(libc::CLONE_NEWUSER).map_err(Failure::at(Step::UserNamespace))?;
+    }
+    if fences.has(Fence::CapsNone) && !blueprint.rootless {
+        // After the user namespace, in which a process begins with a full set.
+        sys::drop_bounding_capabilities().map_err(Failure::at(Step::Capabilities))?;
     }
     if fences.has(Fence::Seccomp) {
         // Last, because it refuses most of the calls above.
