@@ -213,7 +213,7 @@ fn mount_what_it_sees(blueprint: &Blueprint<'_>) -> Result<OwnedFd, Failure> {
         mounts::mount_proc(c"/proc", proc).map_err(Failure::at(Step::MountProc))?;
     }
     let bytes = if fences.has(Fence::LimitsDisk) { blueprint.disk_bytes } else { mounts::UNLIMITED };
-    mounts::mount_private(bytes, blueprint.identity).map_err(Failure::at(Step::MountWork))?;
+    mounts::mount_private(bytes, blueprint.identity.filter(|_| fences.has(Fence::UidOwn))).map_err(Failure::at(Step::MountWork))?;
     sys::open(c"/work", libc::O_RDONLY | libc::O_DIRECTORY).map_err(Failure::at(Step::MountWork))
 }
 
