@@ -11,7 +11,7 @@ use std::{
     ffi::{CStr, CString, c_int, c_void},
     io::IoSliceMut,
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
         unix::fs::FileExt as _,
     },
 };
@@ -89,7 +89,7 @@ pub fn run(blueprint: &Blueprint<'_>) -> c_int {
     match live(blueprint) {
         Ok(code) => code,
         Err(failure) => {
-            let _told = status::send(control, &Status::Failed(failure), None);
+            let _told = status::send(control, &Status::Failed(failure), &[]);
             1
         }
     }
@@ -98,10 +98,13 @@ pub fn run(blueprint: &Blueprint<'_>) -> c_int {
 fn live(blueprint: &Blueprint<'_>) -> Result<c_int, Failure> {
     let control = blueprint.control.as_fd();
     let began_us = sys::boottime_us();
-    let (parked, network_joined) = prepare(blueprint)?;
+    let (parked, network_joined, network) = prepare(blueprint)?;
     let assemble_us = u32::try_from(sys::boottime_us() - began_us).unwrap_or(u32::MAX);
     let ready = Status::Parked { network_joined, assemble_us };
-    status::send(control, &ready, Some(parked.folder.as_fd())).map_err(Failure::at(Step::Parent))?;
+    let beside: Vec<BorrowedFd<'_>> =
+        [Some(&parked.folder), network.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect();
+    status::send(control, &ready, &beside).map_err(Failure::at(Step::Parent))?;
+    drop(network);
     // None: the spawner is gone, or has no use for this sandbox any more.
     let Some(arrived) = park(control)? else { return Ok(0) };
     let received_us = sys::boottime_us();
@@ -116,7 +119,7 @@ fn live(blueprint: &Blueprint<'_>) -> Result<c_int, Failure> {
     let inputs_us = sys::boottime_us();
     let job = start_job(blueprint, &parked, &order, arrived.descriptors.first())?;
     let started_us = sys::boottime_us();
-    let _told = status::send(control, &Status::Started { received_us, inputs_us, started_us }, None);
+    let _told = status::send(control, &Status::Started { received_us, inputs_us, started_us }, &[]);
     let watch = Watch::new(control, &parked.children, job, lease, &order, started_us);
     // What the job has is the job's: its folder must unmount, its pipes must end with it, its inputs be given back.
     drop((parked.folder, arrived));
@@ -126,8 +129,8 @@ fn live(blueprint: &Blueprint<'_>) -> Result<c_int, Failure> {
     Ok(watch::until_over(watch))
 }
 
-/// Everything that does not depend on the job. Also: was the old network namespace taken?
-fn prepare(blueprint: &Blueprint<'_>) -> Result<(Parked, bool), Failure> {
+/// Everything that does not depend on the job. Also: was the old network namespace taken, and which is the new?
+fn prepare(blueprint: &Blueprint<'_>) -> Result<(Parked, bool, Option<OwnedFd>), Failure> {
     let fences = blueprint.fences;
     sys::block_all_signals(true);
     // The folders of the root get the modes that are written here, whatever umask the unit sets.
@@ -147,6 +150,7 @@ fn prepare(blueprint: &Blueprint<'_>) -> Result<(Parked, bool), Failure> {
     }
     let network_joined = enter_namespaces(blueprint)?;
     let folder = mount_what_it_sees(blueprint)?;
+    let network = made_network(blueprint, network_joined)?;
     if fences.has(Fence::Keyring) {
         // Not every kernel has keyrings; without them there is nothing to inherit.
         let _absent = sys::join_new_session_keyring();
@@ -161,7 +165,7 @@ fn prepare(blueprint: &Blueprint<'_>) -> Result<(Parked, bool), Failure> {
     // Ends with the spawner. Set after the last change of credentials, which clears it; a spawner that is gone by now
     // has closed its end of the pair, and `park` sees that.
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64).map_err(Failure::at(Step::Parent))?;
-    Ok((Parked { folder, children }, network_joined))
+    Ok((Parked { folder, children }, network_joined, network))
 }
 
 /// The PID namespace is there from the clone, and as an ordinary user the user namespace.
@@ -213,8 +217,19 @@ fn mount_what_it_sees(blueprint: &Blueprint<'_>) -> Result<OwnedFd, Failure> {
         mounts::mount_proc(c"/proc", proc).map_err(Failure::at(Step::MountProc))?;
     }
     let bytes = if fences.has(Fence::LimitsDisk) { blueprint.disk_bytes } else { mounts::UNLIMITED };
-    mounts::mount_private(bytes, blueprint.identity.filter(|_| fences.has(Fence::UidOwn))).map_err(Failure::at(Step::MountWork))?;
+    mounts::mount_private(bytes, blueprint.identity.filter(|_| fences.has(Fence::UidOwn)))
+        .map_err(Failure::at(Step::MountWork))?;
     sys::open(c"/work", libc::O_RDONLY | libc::O_DIRECTORY).map_err(Failure::at(Step::MountWork))
+}
+
+/// The spawner keeps it for the next task of the same job. It could not open it itself: what is not dumpable is
+/// closed to whoever may not trace.
+fn made_network(blueprint: &Blueprint<'_>, joined: bool) -> Result<Option<OwnedFd>, Failure> {
+    let fences = blueprint.fences;
+    if joined || blueprint.rootless || !fences.has(Fence::NsNet) || !fences.has(Fence::RootReadonly) {
+        return Ok(None);
+    }
+    sys::open(c"/proc/self/ns/net", libc::O_RDONLY).map(Some).map_err(Failure::at(Step::Namespaces))
 }
 
 /// What neither the init nor any job after it needs any more; the job inherits all of it for nothing.

@@ -151,7 +151,7 @@ impl Failure {
 pub enum Status {
     /// User code never ran.
     Failed(Failure),
-    /// The sandbox is ready and waits for its job. Beside it: the working folder.
+    /// The sandbox is ready and waits for its job. Beside it: the working folder, and a network namespace that it made.
     Parked {
         /// It is in the network namespace that was offered, not in a new one.
         network_joined: bool,
@@ -194,10 +194,10 @@ const STATUS_BYTES_MAX: usize = 64;
 ///
 /// # Errors
 /// As sendmsg(2).
-pub fn send(socket: BorrowedFd<'_>, status: &Status, folder: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+pub fn send(socket: BorrowedFd<'_>, status: &Status, beside: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut buffer = [0; STATUS_BYTES_MAX];
     let bytes = postcard::to_slice(status, &mut buffer).map_err(|_| Errno::EMSGSIZE)?;
-    let descriptors: Vec<RawFd> = folder.iter().map(AsRawFd::as_raw_fd).collect();
+    let descriptors: Vec<RawFd> = beside.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let control = if descriptors.is_empty() { &rights[..0] } else { &rights[..] };
     sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None).map(drop)
@@ -205,8 +205,8 @@ pub fn send(socket: BorrowedFd<'_>, status: &Status, folder: Option<BorrowedFd<'
 
 /// What [`receive`] found.
 pub enum Received {
-    /// A status, and the folder beside it.
-    Status(Status, Option<OwnedFd>),
+    /// A status, and the descriptors beside it.
+    Status(Status, Vec<OwnedFd>),
     /// Nothing now.
     Nothing,
     /// The other side is gone, or spoke nonsense, which ends it as well.
@@ -216,9 +216,9 @@ pub enum Received {
 /// Takes the next status without blocking.
 pub fn receive(socket: BorrowedFd<'_>) -> Received {
     let mut buffer = [0; STATUS_BYTES_MAX];
-    let mut control = nix::cmsg_space!(RawFd);
+    let mut control = nix::cmsg_space!([RawFd; 2]);
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-    let mut folder = None;
+    let mut beside = Vec::new();
     let bytes = {
         let mut slices = [IoSliceMut::new(&mut buffer)];
         match recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
@@ -226,7 +226,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> Received {
                 for part in message.cmsgs().into_iter().flatten() {
                     if let ControlMessageOwned::ScmRights(descriptors) = part {
                         // SAFETY: the kernel made these descriptors for this message.
-                        folder = descriptors.first().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) });
+                        beside.extend(descriptors.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
                     }
                 }
                 message.bytes
@@ -236,7 +236,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> Received {
         }
     };
     match postcard::from_bytes(&buffer[..bytes]) {
-        Ok(status) if bytes > 0 => Received::Status(status, folder),
+        Ok(status) if bytes > 0 => Received::Status(status, beside),
         Ok(_) | Err(_) => Received::Closed,
     }
 }

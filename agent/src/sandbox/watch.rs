@@ -77,7 +77,7 @@ impl<'a> Watch<'a> {
             (None, None) => return false,
         };
         self.kill_at_us = Some(kill_at_us);
-        let _told = status::send(self.control, &status, None);
+        let _told = status::send(self.control, &status, &[]);
         self.terminate();
         false
     }
@@ -88,7 +88,7 @@ pub fn until_over(mut watch: Watch<'_>) -> c_int {
     loop {
         if let Some(raw_status) = reap(watch.job) {
             let ended = Status::Ended { raw_status, told: watch.told, boottime_us: sys::boottime_us() };
-            let _told = status::send(watch.control, &ended, None);
+            let _told = status::send(watch.control, &ended, &[]);
             return 0;
         }
         let timeout_ms = watch.due_us().map_or(-1, timeout_until);

@@ -121,7 +121,7 @@ fn spawner_findings(unit: &Unit) -> Vec<Finding> {
     vec![
         Finding::ok("unit.spawner", "restarts, limits.*", unit.get("ActiveState")),
         shipped(unit, "unit.spawner.delegate", "limits.*, kill.cgroup", "Delegate", "yes"),
-        shipped(unit, "unit.spawner.kill_mode", "FL-5", "KillMode", "control-group"),
+        shipped(unit, "unit.spawner.kill_mode", "FL-5", "KillMode", "mixed"),
     ]
 }
 
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::doctor::finding::State;
 
-    const SHIPPED: &str = "LoadState=loaded\nActiveState=active\nDelegate=yes\nKillMode=control-group\n\
+    const SHIPPED: &str = "LoadState=loaded\nActiveState=active\nDelegate=yes\nKillMode=mixed\n\
         ControlGroup=/system.slice/muster-spawner.service\nDropInPaths=\nUser=\nNoNewPrivileges=yes\n";
 
     fn states(spawner: &str, agent: &str) -> Vec<(String, State)> {
@@ -170,7 +170,7 @@ mod tests {
         let found = spawner_findings(&Unit::parse(&changed));
         assert_eq!(found[1].state, State::Missing);
         assert!(found[1].mend.contains("override.conf") && found[1].mend.contains("Delegate=yes"), "{found:?}");
-        let found = spawner_findings(&Unit::parse(&SHIPPED.replace("control-group", "process")));
+        let found = spawner_findings(&Unit::parse(&SHIPPED.replace("mixed", "process")));
         assert_eq!(found[2].state, State::Missing);
         assert!(spawner_findings(&Unit::parse(SHIPPED)).iter().all(|finding| finding.state == State::Ok));
     }

@@ -11,14 +11,14 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{
     Keeper,
-    spares::{Folder, Readied},
+    spares::{Folder, ready},
 };
 use crate::{
     sandbox::{
         cgroup, files,
         lease::TERM_MS,
         order,
-        status::{self, Status},
+        status::{self, Failure, Status, Step},
         sys::{self, Cloned},
     },
     spawner::{
@@ -119,13 +119,13 @@ impl Keeper {
             let Some(attempt) = self.attempts.get_mut(&key) else { return };
             let Stage::Live(live) = &mut attempt.stage else { return };
             match status::receive(live.sandbox.control.as_fd()) {
-                status::Received::Status(Status::Parked { network_joined, assemble_us }, folder) => {
-                    live.sandbox.folder = folder;
+                status::Received::Status(Status::Parked { network_joined, assemble_us }, beside) => {
                     live.sandbox.made.assemble_us = assemble_us;
-                    match Readied::finish(&self.fences, self.rootless, &mut live.sandbox, network_joined) {
-                        Ok(Readied) => self.hand_over(key),
+                    match ready(&self.fences, self.rootless, &mut live.sandbox, network_joined, beside) {
+                        Ok(()) => self.hand_over(key),
                         Err(error) => {
-                            tracing::warn!(attempt = ?key, %error, "its sandbox cannot be used");
+                            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                            live.word = Some(Word::Failed(Failure { step: Step::UserMap, errno }));
                             self.kill(key);
                         }
                     }

@@ -84,28 +84,26 @@ pub struct Folder {
 }
 
 /// What only the spawner can do once an init has assembled its sandbox.
-pub struct Readied;
-
-impl Readied {
-    /// Maps its uids, and takes hold of its network namespace.
-    ///
-    /// # Errors
-    /// The kernel does not let us.
-    pub fn finish(fences: &Fences, rootless: bool, sandbox: &mut Sandbox, network_joined: bool) -> io::Result<Self> {
-        let raised = fences.raised(sandbox.shape.fences);
-        if raised.has(Fence::NsUser)
-            && !rootless
-            && let Some(uid) = sandbox.identity
-        {
-            map_job_uid(sandbox.pid.cast_signed(), uid)?;
+///
+/// # Errors
+/// The kernel does not let us map its uids.
+pub fn ready(
+    fences: &Fences,
+    rootless: bool,
+    sandbox: &mut Sandbox,
+    network_joined: bool,
+    beside: Vec<OwnedFd>,
+) -> io::Result<()> {
+    let mut beside = beside.into_iter();
+    sandbox.folder = beside.next();
+    if !network_joined {
+        sandbox.network = beside.next().map(Rc::new);
+    }
+    match sandbox.identity {
+        Some(uid) if fences.raised(sandbox.shape.fences).has(Fence::NsUser) && !rootless => {
+            map_job_uid(sandbox.pid.cast_signed(), uid)
         }
-        if raised.has(Fence::NsNet) && !network_joined {
-            // As an ordinary user it may not be entered again.
-            let network =
-                (!rootless).then(|| std::fs::File::open(format!("/proc/{}/ns/net", sandbox.pid))).transpose()?;
-            sandbox.network = network.map(|file| Rc::new(file.into()));
-        }
-        Ok(Self)
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -276,17 +274,16 @@ impl Keeper {
     /// Something happened to a sandbox that waits.
     pub(super) fn look_at_spare(&mut self, token: u64) {
         let Some(spare) = self.spares.by_token.get_mut(&token) else { return };
-        while let status::Received::Status(status, folder) = status::receive(spare.sandbox.control.as_fd()) {
+        while let status::Received::Status(status, beside) = status::receive(spare.sandbox.control.as_fd()) {
             match status {
                 Status::Parked { network_joined, assemble_us } => {
-                    spare.sandbox.folder = folder;
                     spare.sandbox.made.assemble_us = assemble_us;
                     if !network_joined && spare.sandbox.folder_on_disk.is_none() {
                         spare.job = None;
                     }
-                    match Readied::finish(&self.fences, self.rootless, &mut spare.sandbox, network_joined) {
-                        Ok(Readied) if spare.state == State::Making => spare.state = State::Ready,
-                        Ok(Readied) => {}
+                    match ready(&self.fences, self.rootless, &mut spare.sandbox, network_joined, beside) {
+                        Ok(()) if spare.state == State::Making => spare.state = State::Ready,
+                        Ok(()) => {}
                         Err(error) => {
                             tracing::warn!(%error, "a sandbox made ahead cannot be used");
                             end_spare(spare);
