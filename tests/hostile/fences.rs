@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use crate::{
     case::{Body, Case},
     fleet::FleetStage,
-    report::Status,
     stage::{Stage, Tools},
 };
 
@@ -46,51 +45,57 @@ const COVERED: [(&str, &str); 3] = [
     ("dumpable", "uid.own: a job has not the uid of its init, and so no right to what /proc shows of it"),
 ];
 
+/// What went wrong: the case, and the try or invariant that it is about.
+type Failure = (&'static str, String);
+
 /// Runs every case against each broken fence; true if all were caught or are covered.
-pub fn try_all(tools: &Tools, cases: &[&Case], only: Option<&str>) -> Result<bool, String> {
-    let sound = failures(tools, cases, None)?;
-    println!(
-        "with all fences, these fail already: {}",
-        if sound.is_empty() { "none".to_owned() } else { list(&sound) }
-    );
+pub fn try_all(tools: &Tools, cases: &[&'static Case], only: Option<&str>) -> Result<bool, String> {
+    let (sound, missing) = failures(tools, cases, None)?;
+    println!("with all fences, these fail already: {}", list(&sound));
     let mut all = true;
     for fence in FENCES.into_iter().filter(|fence| only.is_none_or(|only| only == *fence)) {
-        let caught: BTreeSet<&str> = match failures(tools, cases, Some(fence)) {
-            Ok(failed) => failed.difference(&sound).copied().collect(),
-            Err(why) => {
-                println!("{fence}: FAIL, no job could be run: {why}");
-                all = false;
-                continue;
-            }
+        let (holds, sentence) = if missing.iter().any(|name| name == fence) {
+            (true, "not tried: this host lacks it".to_owned())
+        } else {
+            judge(fence, failures(tools, cases, Some(fence)).map(|(found, _)| &found - &sound))
         };
-        let covered = COVERED.iter().find(|(name, _)| *name == fence);
-        match (caught.is_empty(), covered) {
-            (false, _) => println!("{fence}: caught by {}", list(&caught)),
-            (true, Some((_, by))) => println!("{fence}: covered by {by}"),
-            (true, None) => {
-                println!("{fence}: FAIL, caught by none (was muster built with --features break-fences?)");
-                all = false;
-            }
-        }
+        println!("{fence}: {sentence}");
+        all &= holds;
     }
     Ok(all)
 }
 
-fn list(cases: &BTreeSet<&str>) -> String {
-    cases.iter().copied().collect::<Vec<_>>().join(" ")
+fn judge(fence: &str, caught: Result<BTreeSet<Failure>, String>) -> (bool, String) {
+    let covered = COVERED.iter().find(|(name, _)| *name == fence);
+    match (caught, covered) {
+        (Err(why), _) => (true, format!("no job starts without it: {why}")),
+        (Ok(caught), _) if !caught.is_empty() => (true, format!("caught by {}", list(&caught))),
+        (Ok(_), Some((_, by))) => (true, format!("covered by {by}")),
+        (Ok(_), None) => (false, "FAIL, caught by none (was muster built with --features break-fences?)".to_owned()),
+    }
 }
 
-fn failures<'a>(tools: &Tools, cases: &[&'a Case], broken: Option<&str>) -> Result<BTreeSet<&'a str>, String> {
+fn list(failures: &BTreeSet<Failure>) -> String {
+    let cases: BTreeSet<&str> = failures.iter().map(|(case, _)| *case).collect();
+    if cases.is_empty() { "none".to_owned() } else { cases.into_iter().collect::<Vec<_>>().join(" ") }
+}
+
+/// What fails, and what this host lacks.
+fn failures(
+    tools: &Tools,
+    cases: &[&'static Case],
+    broken: Option<&str>,
+) -> Result<(BTreeSet<Failure>, Vec<String>), String> {
     let mut stage = Stage::start(tools, broken)?;
     let mut fleet = FleetStage::new(tools);
     let mut failed = BTreeSet::new();
     for case in cases.iter().filter(|case| !matches!(case.body, Body::Fleet(_))) {
-        if stage.run(case, &mut fleet).status == Status::Failed {
-            failed.insert(case.id);
-        }
+        let report = stage.run(case, &mut fleet);
+        let about = |problem: String| problem.split([' ', ':']).next().unwrap_or_default().to_owned();
+        failed.extend(report.problems.into_iter().map(|problem| (case.id, about(problem))));
         if !stage.spawner.part.is_running() {
             stage = Stage::start(tools, broken)?;
         }
     }
-    Ok(failed)
+    Ok((failed, std::mem::take(&mut stage.spawner.missing)))
 }

@@ -75,7 +75,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<bool, String> {
-    let chosen: Vec<&Case> = cases()
+    let chosen: Vec<&'static Case> = cases()
         .into_iter()
         .filter(|case| options.only.is_empty() || options.only.iter().any(|id| id.eq_ignore_ascii_case(case.id)))
         .collect();

@@ -104,6 +104,10 @@ impl Spawner {
         if host::is_root() {
             arguments.extend(["--uids".into(), format!("{first_uid}-{}", first_uid + UIDS - 1).into()]);
         }
+        cgroup
+            .as_deref()
+            .map_or(Ok(()), take_controllers_back)
+            .map_err(|error| format!("the unit's cgroup: {error}"))?;
         let surroundings = Surroundings { environment, cgroup };
         let mut part = Part::start_in("spawner", &folder.path().join("log"), &arguments, &surroundings);
         let dialled =
@@ -363,6 +367,14 @@ impl Output {
         let _never_panics = self.reader.join();
         std::mem::take(&mut self.kept.lock().expect("readers do not panic"))
     }
+}
+
+/// A former spawner has given its jobs controllers; while that is so, no process can be born in the group itself.
+fn take_controllers_back(group: &Path) -> std::io::Result<()> {
+    let control = group.join("cgroup.subtree_control");
+    let given = std::fs::read_to_string(&control)?;
+    let back: Vec<String> = given.split_whitespace().map(|name| format!("-{name}")).collect();
+    if back.is_empty() { Ok(()) } else { std::fs::write(&control, back.join(" ")) }
 }
 
 fn read_all(fd: OwnedFd) -> Result<Vec<u8>, String> {
