@@ -245,6 +245,16 @@ pub enum Event {
         within: Option<Millis>,
     },
 
+    /// A killed attempt does not end on its node: nothing more is placed there.
+    AttemptStuck {
+        /// The node.
+        node: NodeId,
+        /// Its stream.
+        session: SessionId,
+        /// The attempt.
+        attempt: AttemptId,
+    },
+
     /// A provider could not make a host.
     HostFailed {
         /// The pool.

@@ -179,6 +179,9 @@ impl World {
                     &words,
                 )
             }
+            "stuck" => {
+                self.report(first, |node, session, attempt, _| Event::AttemptStuck { node, session, attempt }, &words)
+            }
             "given_back" => {
                 let id = attempt(first);
                 let node = self.fleet.attempt(id).expect("a live attempt").node;

@@ -166,11 +166,15 @@ impl Root {
     pub fn limit_io(&mut self, read_bytes_per_second: u64, write_bytes_per_second: u64) {
         let rate = |bytes: u64| if bytes == 0 { "max".to_owned() } else { bytes.to_string() };
         if read_bytes_per_second == 0 && write_bytes_per_second == 0 {
-            self.controllers.retain(|name| name != "io");
-            return;
+            return self.leave_out("io");
         }
         let (read, write) = (rate(read_bytes_per_second), rate(write_bytes_per_second));
         self.io_max = disks().into_iter().map(|disk| format!("{disk} rbps={read} wbps={write}")).collect();
+    }
+
+    /// Writes no more limits of this controller, as if the kernel had none.
+    pub fn leave_out(&mut self, controller: &str) {
+        self.controllers.retain(|name| name != controller);
     }
 
     /// Makes a sandbox's group, before anything runs in it.

@@ -333,7 +333,9 @@ impl Fences {
             if cgroups.is_some_and(|root| root.has(controller)) {
                 self.raise(FenceSet::of(&[fence]));
             } else {
-                self.miss(fence, format!("the cgroup v2 controller `{controller}` is not delegated to this spawner"));
+                let unset = if fence == Fence::LimitsIo { ", or spawner.toml sets no rate" } else { "" };
+                let why = format!("the cgroup v2 controller `{controller}` is not delegated to this spawner{unset}");
+                self.miss(fence, why);
             }
         }
     }
@@ -370,6 +372,11 @@ impl Fences {
     /// Fences that this attempt gets: all that its profile names and the host has.
     pub fn granted(&self, start: &Start) -> FenceSet {
         self.profiles.of(start).with(ALWAYS).common(self.set)
+    }
+
+    /// The controllers of broken limits, which are then written to no group.
+    pub fn broken_controllers(&self) -> impl Iterator<Item = &'static str> {
+        LIMITS.iter().filter(|(fence, _)| self.broken.has(*fence)).map(|(_, controller)| *controller)
     }
 
     /// Those of the granted that are really raised: all, in a build that does not break some on purpose.

@@ -123,6 +123,9 @@ fn run(options: &Options) -> Result<(), Error> {
     let root = std::ffi::CString::new(options.state.join("root").into_os_string().into_encoded_bytes())
         .expect("a path has no NUL");
     let fences = Fences::probe(!nix::unistd::geteuid().is_root(), cgroups.as_ref(), &root, &policy.image);
+    if let Some(cgroups) = &mut cgroups {
+        fences.broken_controllers().for_each(|controller| cgroups.leave_out(controller));
+    }
     let listener = match &held {
         Some(held) => held.listener(),
         None => listen(&options.socket, options.agent_uid).map_err(io("listen at", &options.socket))?,

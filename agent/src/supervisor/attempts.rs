@@ -157,7 +157,7 @@ impl Supervisor {
                     self.store_outputs(attempt);
                 }
             }
-            Event::Stuck { attempt } => tracing::error!(?attempt, "it does not end after SIGKILL"),
+            Event::Stuck { attempt } => self.tell_stuck(attempt),
             Event::Denied { attempt, reason } => self.on_denied(attempt, reason),
             Event::Welcome { .. } | Event::Held { .. } | Event::HeldAll => {
                 self.on_link_failed(&LinkError::OutOfOrder("a greeting"));
@@ -174,6 +174,12 @@ impl Supervisor {
                 job.watch(attempt, &self.dirty);
             }
         }
+    }
+
+    fn tell_stuck(&mut self, key: AttemptKey) {
+        let Ok(attempt) = order::attempt_of(key) else { return };
+        tracing::error!(%attempt, "it does not end after SIGKILL; this host asks for no more work");
+        self.say(v1::agent_message::Message::Stuck(v1::Stuck { attempt: Some(attempt.into()) }));
     }
 
     fn on_denied(&mut self, key: Option<AttemptKey>, reason: String) {

@@ -181,6 +181,11 @@ impl Session {
                 reason: convert::reason(&notice.reason).map_err(status::rejected)?,
                 within: notice.within_ms.map(Millis),
             },
+            Message::Stuck(stuck) => Event::AttemptStuck {
+                node,
+                session,
+                attempt: convert::attempt_id(stuck.attempt.as_ref()).map_err(status::rejected)?,
+            },
             Message::GivenBack(given) => {
                 let attempts = given.attempts.iter().map(|id| convert::attempt_id(Some(id))).collect::<Result<_, _>>();
                 Event::GivenBack { node, session, attempts: attempts.map_err(status::rejected)? }

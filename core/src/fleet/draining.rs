@@ -240,6 +240,26 @@ impl Fleet {
         // The node is known and connected, so it is not gone: a drain of it is never denied.
         let _granted = self.drain(id, order, now, out);
     }
+
+    /// A host on which a killed process does not die is not trusted with more: it is cordoned, until a person
+    /// says otherwise. The attempt stays `stopping`, because nothing proves that it is over (FL-5).
+    pub(super) fn attempt_stuck(
+        &mut self,
+        id: NodeId,
+        session: SessionId,
+        attempt: AttemptId,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
+        let Some(node) = self.node_on(id, session) else { return };
+        // Whoever cordoned or drains it already has said why; that is not overwritten.
+        if !matches!(node.record.duty, Duty::Eligible) {
+            return;
+        }
+        let actor = Actor(format!("host {}", node.record.name));
+        let reason = format!("quarantined: attempt {attempt} does not end after SIGKILL");
+        let _granted = self.cordon(id, actor, reason, now, out);
+    }
 }
 
 /// Two requests for one drain: the earlier deadline, the further `then`, the later words.

@@ -175,6 +175,7 @@ impl Fleet {
             Event::StopNotice { node, session, reason, within } => {
                 self.stop_notice(node, session, reason, within, now, out);
             }
+            Event::AttemptStuck { node, session, attempt } => self.attempt_stuck(node, session, attempt, now, out),
             Event::HostFailed { pool, host, reason } => self.host_failed(&pool, host, &reason, now, out),
             Event::HostGone { pool, host } => self.host_gone(&pool, host, now, out),
             Event::HostDeleteFailed { pool, host, reason } => self.host_delete_failed(&pool, host, reason, now, out),
