@@ -265,7 +265,10 @@ impl Keeper {
             if self.upgrading && !self.stopping {
                 self.upgrade_if_settled();
             }
-            self.prepare_one();
+            // Making one takes as long as a short job: it waits for a quiet moment while others are ready.
+            if ready == 0 || self.spares.is_short() {
+                self.prepare_one();
+            }
             if ready == 0 || self.rubbish.len() > RUBBISH_MAX {
                 self.rubbish.clear();
             }
@@ -288,9 +291,11 @@ impl Keeper {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        // Something can be done at once, unless something more urgent is there.
-        if self.spares.wants_one() || !self.rubbish.is_empty() {
+        if self.spares.is_short() {
             return EpollTimeout::ZERO;
+        }
+        if self.spares.wants_one() || !self.rubbish.is_empty() {
+            return EpollTimeout::from(QUIET_MS);
         }
         let attempt = self.timers.first().map(|(due, _)| *due);
         let due = attempt.into_iter().chain(self.lease_due_us()).chain(self.spares.due_us()).min();
@@ -329,6 +334,8 @@ impl Keeper {
     }
 }
 
+/// So long without an event, and there is time to tidy up and to make ready; a timer is late by no more.
+const QUIET_MS: u8 = 2;
 /// Sandboxes taken apart later at most: each holds descriptors.
 const RUBBISH_MAX: usize = 64;
 

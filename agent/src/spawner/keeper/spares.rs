@@ -29,6 +29,8 @@ use crate::{
 
 /// A shape that nobody asked for this long is not kept ready any more, but for the last one.
 const UNUSED_US: u64 = 60_000_000;
+/// Of a shape that is asked at all: one to take, and one while the next is made.
+const READY_MIN: usize = 2;
 /// A job that had no task for this long is not expected to have another.
 const JOB_UNUSED_US: u64 = 5_000_000;
 /// How often that is looked at.
@@ -127,6 +129,12 @@ impl Spares {
         !self.wanted.is_empty()
     }
 
+    /// One is wanted, and none of its kind is there or on its way.
+    pub fn is_short(&self) -> bool {
+        let Some((shape, _)) = self.wanted.last() else { return false };
+        !self.by_token.values().any(|spare| spare.state != State::Ending && spare.sandbox.shape == *shape)
+    }
+
     pub const fn due_us(&self) -> Option<u64> {
         self.tidy_at_us
     }
@@ -176,7 +184,7 @@ impl Spares {
         };
         let find = |of| self.by_token.iter().find(|(_, spare)| fits(spare, of)).map(|(token, _)| *token);
         let found = find(Some(job)).or_else(|| find(None));
-        let demand = self.demand.entry(shape).or_insert(Demand { ready: 1, used_us: now, limits });
+        let demand = self.demand.entry(shape).or_insert(Demand { ready: READY_MIN, used_us: now, limits });
         (demand.used_us, demand.limits) = (now, limits);
         if found.is_none() {
             demand.ready = (demand.ready + 1).min(self.count_max);
@@ -227,9 +235,10 @@ impl Keeper {
         };
         let shape = self.shape_of(&start);
         if self.spares.count_max > 0 {
-            let demand = Demand { ready: 1, used_us: sys::boottime_us(), limits: start.limits };
+            let demand = Demand { ready: READY_MIN, used_us: sys::boottime_us(), limits: start.limits };
             self.spares.demand.insert(shape, demand);
-            self.spares.wanted.push((shape, start.attempt.job));
+            self.spares.want(shape, start.attempt.job, 1);
+            self.spares.want(shape, start.attempt.job, READY_MIN);
         }
     }
 
@@ -340,7 +349,7 @@ impl Keeper {
         let last = spares.demand.values().map(|demand| demand.used_us).max();
         spares.demand.retain(|_, demand| demand.used_us + UNUSED_US > now || Some(demand.used_us) == last);
         for demand in spares.demand.values_mut().filter(|demand| demand.used_us + UNUSED_US < now) {
-            demand.ready = 1;
+            demand.ready = READY_MIN;
         }
         let mut kept: BTreeMap<Shape, usize> = BTreeMap::new();
         for spare in spares.by_token.values_mut() {
@@ -354,11 +363,11 @@ impl Keeper {
         let short: Vec<Shape> =
             spares.demand.keys().filter(|shape| kept.get(*shape).copied().unwrap_or(0) == 0).copied().collect();
         for shape in short {
-            spares.want(shape, 0, 1);
+            spares.want(shape, 0, READY_MIN);
         }
         let settled = spares.shelves.is_empty()
             && spares.demand.len() <= 1
-            && spares.demand.values().all(|demand| demand.ready == 1);
+            && spares.demand.values().all(|demand| demand.ready <= READY_MIN);
         spares.tidy_at_us = (!settled).then_some(now + TIDY_US);
         self.let_go(folders);
     }
