@@ -39,8 +39,9 @@ const FENCES: [&str; 25] = [
 ];
 
 /// Fences whose absence alone a job cannot see, with what stands behind them.
-const COVERED: [(&str, &str); 3] = [
+const COVERED: [(&str, &str); 4] = [
     ("kill.cgroup", "ns.pid: the kernel ends all of a PID namespace with its pid 1"),
+    ("limits.pids", "rlimits: its uid is its own and may have as many processes (RLIMIT_NPROC)"),
     ("keyring", "seccomp: no call of the key management reaches the kernel"),
     ("dumpable", "uid.own: a job has not the uid of its init, and so no right to what /proc shows of it"),
 ];
