@@ -518,16 +518,6 @@ pub fn signal_pidfd(pidfd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) }).map(drop)
 }
 
-/// pidfd_open(2) of this process.
-///
-/// # Errors
-/// As pidfd_open(2).
-pub fn pidfd_of_self() -> Result<OwnedFd> {
-    // SAFETY: takes no memory; the descriptor is new and close-on-exec.
-    check(unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) })
-        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
 /// Sets the flags of an interface of this network namespace to "up".
 ///
 /// # Errors
@@ -568,11 +558,4 @@ pub fn boottime_us() -> u64 {
     // SAFETY: a valid struct; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
     now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000
-}
-
-/// Is this descriptor readable (or hung up) now?
-pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one valid pollfd.
-    unsafe { libc::poll(&raw mut poll, 1, 0) > 0 }
 }
