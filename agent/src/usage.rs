@@ -224,7 +224,9 @@ impl AttemptReader {
         let cpu_ms = match cgroup_cpu_ms {
             Some(microseconds) => microseconds / 1_000,
             None => meter.sum_of_processes(&processes, self.ticks_per_second),
-        };
+        }
+        .saturating_sub(running.cpu_before_us / 1_000);
+        let cgroup_peak = cgroup_peak.filter(|peak| *peak > running.memory_peak_before_bytes);
         meter.from_proc |= cgroup_cpu_ms.is_none() || cgroup_memory.is_none();
         meter.processes = u32::try_from(processes.len()).ok();
         meter.take(cpu_ms, cgroup_memory.unwrap_or(resident), cgroup_peak, now);
@@ -409,6 +411,8 @@ mod tests {
             cgroup: None,
             init_pid: pid,
             init_start_ticks: start_ticks,
+            cpu_before_us: 0,
+            memory_peak_before_bytes: 0,
             started_boottime_ms: 0,
             phases: crate::spawner::protocol::StartPhases::default(),
         }

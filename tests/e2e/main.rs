@@ -8,6 +8,7 @@ mod drains;
 mod hostile_agent;
 mod jobs;
 mod restarts;
+mod reuse;
 mod spawner;
 mod upgrade;
 mod usage;

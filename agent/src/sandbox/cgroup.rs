@@ -41,8 +41,8 @@ pub struct Group {
 /// What a group used in its life.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Used {
-    /// User and system time.
-    pub cpu_ms: Option<u64>,
+    /// User and system time, microseconds.
+    pub cpu_us: Option<u64>,
     /// The most memory at once.
     pub memory_peak_bytes: Option<u64>,
     /// Processes that the kernel killed for memory.
@@ -308,6 +308,12 @@ impl Group {
         number_in(&self.events, Some("populated ")) == Some(0)
     }
 
+    /// This process is in it, and no other.
+    #[must_use]
+    pub fn holds_only(&self, pid: u32) -> bool {
+        self.read_number(c"cgroup.procs", None) == Some(pid.into())
+    }
+
     fn wait_until_empty(&self, limit: std::time::Duration) -> io::Result<()> {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let deadline = std::time::Instant::now() + limit;
@@ -330,7 +336,7 @@ impl Group {
     pub fn used(&self) -> Used {
         Used {
             // cpu.stat's usage is there without the controller, too.
-            cpu_ms: self.read_number(c"cpu.stat", Some("usage_usec ")).map(|us| us / 1_000),
+            cpu_us: self.read_number(c"cpu.stat", Some("usage_usec ")),
             memory_peak_bytes: self.has_memory.then(|| self.read_number(c"memory.peak", None)).flatten(),
             oom_kills: self
                 .has_memory

@@ -1,13 +1,14 @@
 //! Pid 1 of a sandbox: a clone of the spawner without another exec. It assembles
 //! what a job sees and parks; told what to run, it starts the job, reaps, forwards
-//! the order to end, watches lease and time limit, tells how the job ended, and by
-//! its own end takes all else with it.
+//! the order to end, watches lease and time limit, and tells how the job ended. If
+//! the job left nothing at all, it parks again; else its own end takes all with it.
 //!
 //! The steps are those of docs/sandbox.md, in that order; each failure names its
 //! step, and nothing of the job has run then. What follows here is every life of an
-//! init from top to bottom: [`prepare`], [`park`], [`start_job`], and `watch.rs`.
+//! init from top to bottom: [`prepare`], [`park`], [`serve`], and `watch.rs`.
 
 use std::{
+    cell::OnceCell,
     ffi::{CStr, CString, c_int, c_void},
     io::IoSliceMut,
     os::{
@@ -31,11 +32,11 @@ use super::{
     mounts,
     order::{self, Order},
     seccomp::Filter,
-    status::{self, Failure, Status, Step},
+    status::{self, Failure, Remains, Status, Step},
     sys,
-    watch::{self, Watch},
+    traces::{self, Places},
+    watch::{self, Over, Used, Watch},
 };
-use crate::spawner::protocol::DESCRIPTORS_MAX;
 
 /// All that an init needs to make its sandbox, resolved by the spawner before the clone. The job is not known yet.
 pub struct Blueprint<'a> {
@@ -43,8 +44,8 @@ pub struct Blueprint<'a> {
     pub fences: FenceSet,
     /// This init's end of the pair to the spawner.
     pub control: OwnedFd,
-    /// /dev/null, and the write ends of the job's stdout and stderr.
-    pub standard: [RawFd; 3],
+    /// /dev/null.
+    pub null: BorrowedFd<'a>,
     /// Its uid and gid; none: the spawner's own.
     pub identity: Option<u32>,
     /// The whole host's root is not ours: everything is in a user namespace.
@@ -75,11 +76,21 @@ pub struct Blueprint<'a> {
 struct Parked {
     folder: OwnedFd,
     children: SignalFd,
+    /// None: nobody could say whether a job left something.
+    places: Option<Places>,
+    /// The lease page, from the first job on that ends with it.
+    lease: OnceCell<LeaseView>,
+    /// What orders arrive in. Pages of it that no packet fills are never touched.
+    packet: Vec<u8>,
+    /// Of the job's process before its exec; the same is true of it.
+    stack: Vec<u8>,
 }
 
 /// An order as it arrived: the packet that it points into, and what came beside it.
 struct Arrived {
     bytes: Vec<u8>,
+    /// The write ends of the job's stdout and stderr.
+    pipes: [OwnedFd; order::PIPES],
     descriptors: Vec<OwnedFd>,
 }
 
@@ -98,35 +109,56 @@ pub fn run(blueprint: &Blueprint<'_>) -> c_int {
 fn live(blueprint: &Blueprint<'_>) -> Result<c_int, Failure> {
     let control = blueprint.control.as_fd();
     let began_us = sys::boottime_us();
-    let (parked, network_joined, network) = prepare(blueprint)?;
+    let (mut parked, network_joined, network) = prepare(blueprint)?;
     let assemble_us = u32::try_from(sys::boottime_us() - began_us).unwrap_or(u32::MAX);
     let ready = Status::Parked { network_joined, assemble_us };
     let beside: Vec<BorrowedFd<'_>> =
         [Some(&parked.folder), network.as_ref()].into_iter().flatten().map(AsFd::as_fd).collect();
     status::send(control, &ready, &beside).map_err(Failure::at(Step::Parent))?;
     drop(network);
-    // None: the spawner is gone, or has no use for this sandbox any more.
-    let Some(arrived) = park(control)? else { return Ok(0) };
+    loop {
+        // None: the spawner is gone, or has no use for this sandbox any more.
+        let Some(arrived) = park(control, &mut parked.packet)? else { return Ok(0) };
+        if serve(blueprint, &mut parked, arrived)? != Remains::Nothing {
+            return Ok(0);
+        }
+    }
+}
+
+/// One job from its order to its end. What is left of it is told, too.
+fn serve(blueprint: &Blueprint<'_>, parked: &mut Parked, arrived: Arrived) -> Result<Remains, Failure> {
+    let control = blueprint.control.as_fd();
     let received_us = sys::boottime_us();
     let order: Order<'_> =
         postcard::from_bytes(&arrived.bytes).map_err(|_| Failure::new(Step::Order, Errno::EBADMSG))?;
-    let lease =
-        order.exclusive.then(|| LeaseView::new(blueprint.lease)).transpose().map_err(Failure::at(Step::Lease))?;
-    let inputs = &arrived.descriptors[usize::from(order.stdin).min(arrived.descriptors.len())..];
+    if order.exclusive && parked.lease.get().is_none() {
+        let view = LeaseView::new(blueprint.lease).map_err(Failure::at(Step::Lease))?;
+        let _was_empty = parked.lease.set(view);
+    }
     if !order.inputs.is_empty() {
-        copy_inputs(blueprint, &order, inputs, parked.folder.as_fd())?;
+        copy_inputs(blueprint, &order, &arrived.descriptors, parked.folder.as_fd())?;
     }
     let inputs_us = sys::boottime_us();
-    let job = start_job(blueprint, &parked, &order, arrived.descriptors.first())?;
+    let job = start_job(blueprint, parked, &order, &arrived)?;
     let started_us = sys::boottime_us();
     let _told = status::send(control, &Status::Started { received_us, inputs_us, started_us }, &[]);
+    let lease = parked.lease.get().filter(|_| order.exclusive);
     let watch = Watch::new(control, &parked.children, job, lease, &order, started_us);
-    // What the job has is the job's: its folder must unmount, its pipes must end with it, its inputs be given back.
-    drop((parked.folder, arrived));
-    for fd in blueprint.standard {
-        let _closed = sys::close_range(fd.cast_unsigned(), fd.cast_unsigned(), 0);
-    }
-    Ok(watch::until_over(watch))
+    // What the job has is the job's: its pipes must end with it, its inputs be given back.
+    drop(arrived);
+    let Over::Job { raw_status, told, alone, used } = watch::until_over(watch) else {
+        return Ok(Remains::Processes);
+    };
+    let boottime_us = sys::boottime_us();
+    let remains = match &parked.places {
+        _ if !alone => Remains::Processes,
+        Some(places) if !told && places.are_as_new() => Remains::Nothing,
+        Some(_) | None => Remains::Traces,
+    };
+    let Used { cpu_us, memory_peak_bytes } = used;
+    let ended = Status::Ended { raw_status, told, boottime_us, remains, cpu_us, memory_peak_bytes };
+    status::send(control, &ended, &[]).map_err(Failure::at(Step::Parent))?;
+    Ok(remains)
 }
 
 /// Everything that does not depend on the job. Also: was the old network namespace taken, and which is the new?
@@ -151,6 +183,8 @@ fn prepare(blueprint: &Blueprint<'_>) -> Result<(Parked, bool, Option<OwnedFd>),
     let network_joined = enter_namespaces(blueprint)?;
     let folder = mount_what_it_sees(blueprint)?;
     let network = made_network(blueprint, network_joined)?;
+    // A job of the init's own uid could change what the next inherits from the init: its limits, its priority.
+    let places = fences.has(Fence::UidOwn).then(|| Places::of(fences, folder.as_fd()).ok()).flatten();
     if fences.has(Fence::Keyring) {
         // Not every kernel has keyrings; without them there is nothing to inherit.
         let _absent = sys::join_new_session_keyring();
@@ -165,7 +199,9 @@ fn prepare(blueprint: &Blueprint<'_>) -> Result<(Parked, bool, Option<OwnedFd>),
     // Ends with the spawner. Set after the last change of credentials, which clears it; a spawner that is gone by now
     // has closed its end of the pair, and `park` sees that.
     sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64).map_err(Failure::at(Step::Parent))?;
-    Ok((Parked { folder, children }, network_joined, network))
+    let (packet, stack) = (vec![0; order::PACKET_BYTES_MAX + 1], vec![0; LAUNCH_STACK_BYTES]);
+    let parked = Parked { folder, children, places, lease: OnceCell::new(), packet, stack };
+    Ok((parked, network_joined, network))
 }
 
 /// The PID namespace is there from the clone, and as an ordinary user the user namespace.
@@ -201,7 +237,7 @@ fn enter_namespaces(blueprint: &Blueprint<'_>) -> Result<bool, Failure> {
 /// A socket that outlives its process (TIME_WAIT) would take a port from the next task: then a new namespace is made.
 fn join_if_clean(network: BorrowedFd<'_>) -> Result<bool, Errno> {
     sys::enter_namespace(network, libc::CLONE_NEWNET)?;
-    sys::has_no_sockets()
+    sys::has_no_sockets(traces::open_sockstat()?.as_fd())
 }
 
 /// Returns the working folder.
@@ -297,8 +333,8 @@ fn wait_for_go(control: BorrowedFd<'_>) -> Result<(), Failure> {
 
 fn kept(blueprint: &Blueprint<'_>) -> Vec<RawFd> {
     // 0 to 2 stay taken, so that nothing that is opened here gets a number that the job's own will replace.
-    let mut kept: Vec<RawFd> = vec![0, 1, 2, blueprint.control.as_raw_fd(), blueprint.lease.as_raw_fd()];
-    kept.extend(blueprint.standard);
+    let (control, lease, null) = (&blueprint.control, blueprint.lease, blueprint.null);
+    let mut kept: Vec<RawFd> = vec![0, 1, 2, control.as_raw_fd(), lease.as_raw_fd(), null.as_raw_fd()];
     kept.extend([blueprint.template, blueprint.network].into_iter().flatten().map(|fd| fd.as_raw_fd()));
     kept.sort_unstable();
     kept.dedup();
@@ -319,12 +355,10 @@ fn close_all_but(kept: &[RawFd]) -> Result<(), Errno> {
 }
 
 /// Waits for the order, for as long as the spawner lives.
-fn park(control: BorrowedFd<'_>) -> Result<Option<Arrived>, Failure> {
-    // Pages of it that no packet fills are never touched.
-    let mut bytes = vec![0u8; order::PACKET_BYTES_MAX + 1];
-    let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX + 2]);
+fn park(control: BorrowedFd<'_>, packet: &mut [u8]) -> Result<Option<Arrived>, Failure> {
+    let mut space = nix::cmsg_space!([RawFd; order::DESCRIPTORS_MAX]);
     let (length, mut descriptors) = loop {
-        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let mut slices = [IoSliceMut::new(packet)];
         match recvmsg::<()>(control.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => {
                 let mut descriptors: Vec<OwnedFd> = Vec::new();
@@ -340,21 +374,19 @@ fn park(control: BorrowedFd<'_>) -> Result<Option<Arrived>, Failure> {
             Err(errno) => return Err(Failure::new(Step::Order, errno)),
         }
     };
-    bytes.truncate(length);
-    match bytes.first() {
-        None => Ok(None),
-        // A stop that was faster than the order: there is nothing to stop.
-        Some(&order::TERMINATE) => Ok(None),
-        Some(&order::RUN_IN_MEMORY) if !descriptors.is_empty() => {
+    let bytes = match packet[..length].split_first() {
+        None => return Ok(None),
+        // A stop that was faster than the order, or slower than the job's own end: there is nothing to stop.
+        Some((&order::TERMINATE, _)) => return Ok(None),
+        Some((&order::RUN_IN_MEMORY, _)) if !descriptors.is_empty() => {
             let memory = std::fs::File::from(descriptors.remove(0));
-            let bytes = read_all(&memory).map_err(|_| Failure::new(Step::Order, Errno::EIO))?;
-            Ok(Some(Arrived { bytes, descriptors }))
+            read_all(&memory).map_err(|_| Failure::new(Step::Order, Errno::EIO))?
         }
-        Some(_) => {
-            bytes.remove(0);
-            Ok(Some(Arrived { bytes, descriptors }))
-        }
-    }
+        Some((_, order)) => order.to_vec(),
+    };
+    let rest = descriptors.split_off(order::PIPES.min(descriptors.len()));
+    let pipes = descriptors.try_into().map_err(|_| Failure::new(Step::Order, Errno::EBADMSG))?;
+    Ok(Some(Arrived { bytes, pipes, descriptors: rest }))
 }
 
 fn read_all(memory: &std::fs::File) -> std::io::Result<Vec<u8>> {
@@ -398,7 +430,7 @@ fn become_job(blueprint: &Blueprint<'_>) -> Result<(), Errno> {
 struct Launch<'a> {
     blueprint: &'a Blueprint<'a>,
     folder: BorrowedFd<'a>,
-    stdin: RawFd,
+    standard: [RawFd; 3],
     order: &'a Order<'a>,
     argv: Vec<*const libc::c_char>,
     envp: Vec<*const libc::c_char>,
@@ -406,37 +438,43 @@ struct Launch<'a> {
     failure: Option<Failure>,
 }
 
-/// Of the job's process before its exec; the pages that it does not touch cost nothing.
 const LAUNCH_STACK_BYTES: usize = 256 << 10;
+
+/// CAP_KILL, CAP_SETGID and CAP_SETUID.
+const KILL_AND_IDENTITY: u64 = 1 << 5 | 1 << 6 | 1 << 7;
 
 /// The job's process: its pid here. It shares our memory until its exec, so
 /// that no page is copied for it, and we wait until then.
 fn start_job(
     blueprint: &Blueprint<'_>,
-    parked: &Parked,
+    parked: &mut Parked,
     order: &Order<'_>,
-    stdin: Option<&OwnedFd>,
+    arrived: &Arrived,
 ) -> Result<i32, Failure> {
-    let stdin = stdin.filter(|_| order.stdin).map_or(blueprint.standard[0], |fd| fd.as_raw_fd());
+    let stdin = order.stdin.and_then(|index| arrived.descriptors.get(usize::from(index)));
+    let [stdout, stderr] = &arrived.pipes;
     let mut launch = Launch {
         blueprint,
         folder: parked.folder.as_fd(),
-        stdin,
+        standard: [
+            stdin.map_or(blueprint.null.as_raw_fd(), |fd| fd.as_raw_fd()),
+            stdout.as_raw_fd(),
+            stderr.as_raw_fd(),
+        ],
         order,
         argv: order::pointers(order.arguments),
         envp: order::pointers(order.environment),
         programs: candidates(order),
         failure: None,
     };
-    let mut stack = vec![0u8; LAUNCH_STACK_BYTES];
     // SAFETY: one thread; the child writes only `failure`, its stack and heap that nobody else uses meanwhile.
-    let job =
-        unsafe { sys::vfork_process(&mut stack, become_user_code, &mut launch) }.map_err(Failure::at(Step::Job))?;
+    let job = unsafe { sys::vfork_process(&mut parked.stack, become_user_code, &mut launch) }
+        .map_err(Failure::at(Step::Job))?;
     match launch.failure {
         None => {
-            // Only what is needed to signal the job is kept from here on.
-            let kill: u64 = if blueprint.identity.is_some() { 1 << 5 } else { 0 };
-            sys::keep_capabilities(kill).map_err(Failure::at(Step::Capabilities))?;
+            // Only what is needed to signal the job, and to start the next, is kept from here on.
+            let kept = if blueprint.identity.is_some() { KILL_AND_IDENTITY } else { 0 };
+            sys::keep_capabilities(kept).map_err(Failure::at(Step::Capabilities))?;
             Ok(job)
         }
         Some(failure) => Err(failure),
@@ -462,11 +500,9 @@ fn enter(launch: &Launch<'_>) -> Result<Never, Failure> {
         nix::unistd::setsid().map_err(Failure::at(Step::Session))?;
     }
     // All of them are above 2, because 0 to 2 were taken when they were opened: none overwrites another.
-    let standard = [launch.stdin, blueprint.standard[1], blueprint.standard[2]];
-    for (fd, place) in standard.into_iter().zip(0..) {
+    for (fd, place) in launch.standard.into_iter().zip(0..) {
         sys::place_descriptor(fd, place).map_err(Failure::at(Step::Standard))?;
     }
-    sys::change_folder(launch.folder.as_raw_fd()).map_err(Failure::at(Step::WorkingFolder))?;
     if fences.has(Fence::Descriptors) {
         // All others close at the exec.
         sys::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC).map_err(Failure::at(Step::Descriptors))?;
@@ -477,6 +513,8 @@ fn enter(launch: &Launch<'_>) -> Result<Never, Failure> {
     become_job(blueprint).map_err(Failure::at(Step::Identity))?;
     // SAFETY: umask(2) takes no memory and cannot fail.
     unsafe { libc::umask(0o077) };
+    // As the job: from its second order on the init may not look into the folder itself.
+    sys::change_folder(launch.folder.as_raw_fd()).map_err(Failure::at(Step::WorkingFolder))?;
     if let Some(path) = order::first(launch.order.working_folder) {
         sys::change_folder_to(path).map_err(Failure::at(Step::WorkingFolder))?;
     }

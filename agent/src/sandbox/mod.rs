@@ -11,4 +11,5 @@ pub mod order;
 pub mod seccomp;
 pub mod status;
 pub mod sys;
+pub mod traces;
 pub mod watch;

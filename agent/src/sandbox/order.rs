@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::spawner::protocol::{Input, Start};
+use crate::spawner::protocol::{self, Input, Start};
 
 /// The uid map is written: go on (as an ordinary user only, where it must be there before anything else).
 pub const GO: u8 = b'G';
@@ -23,6 +23,10 @@ pub const RUN: u8 = b'O';
 pub const RUN_IN_MEMORY: u8 = b'M';
 /// What a packet to an init holds at most; the kernel's default buffer of such a socket is 208 KiB.
 pub const PACKET_BYTES_MAX: usize = 128 << 10;
+/// The first descriptors beside an order, after the memory it may be in: the write ends of the job's stdout and stderr.
+pub const PIPES: usize = 2;
+/// Descriptors beside an order at most (the kernel's SCM_MAX_FD): the memory, the pipes, and the request's own.
+pub const DESCRIPTORS_MAX: usize = 1 + PIPES + protocol::DESCRIPTORS_MAX;
 
 /// One job, ready for exec.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,9 +40,9 @@ pub struct Order<'a> {
     /// Below the working folder, ends in NUL; empty: the working folder itself.
     #[serde(borrow)]
     pub working_folder: &'a [u8],
-    /// A descriptor for stdin is the first beside it; else it is /dev/null.
-    pub stdin: bool,
-    /// Files to copy in; they count descriptors after stdin's.
+    /// Which descriptor after the pipes is stdin; none: /dev/null.
+    pub stdin: Option<u8>,
+    /// Files to copy in; they count descriptors after the pipes.
     pub inputs: Vec<Input>,
     /// Ends with the node's lease.
     pub exclusive: bool,
@@ -90,7 +94,7 @@ impl Strings {
             arguments: &self.arguments,
             environment: &self.environment,
             working_folder: &self.working_folder,
-            stdin: start.stdin.is_some(),
+            stdin: start.stdin,
             inputs: start.inputs.clone(),
             exclusive: start.exclusive,
             processes_max: start.limits.pids.into(),

@@ -146,6 +146,17 @@ impl Failure {
     }
 }
 
+/// What a job leaves behind in its sandbox, as its init sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Remains {
+    /// Nothing: the sandbox is as it was, and its init waits for another order.
+    Nothing,
+    /// No process, but files or other objects: the init ends, and they are let go with it.
+    Traces,
+    /// Processes: the init ends, and takes them along.
+    Processes,
+}
+
 /// From an init, or from a job that has none before its exec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
@@ -167,7 +178,7 @@ pub enum Status {
         /// The exec was done.
         started_us: u64,
     },
-    /// The job's own process is over; all else in its namespace follows.
+    /// The job's own process is over.
     Ended {
         /// As wait(2) returned it.
         raw_status: i32,
@@ -175,6 +186,12 @@ pub enum Status {
         told: bool,
         /// When, in microseconds of CLOCK_BOOTTIME.
         boottime_us: u64,
+        /// What is left of it.
+        remains: Remains,
+        /// User and system time of all that was reaped, microseconds.
+        cpu_us: u64,
+        /// The most memory that one of them held.
+        memory_peak_bytes: u64,
     },
     /// The node's lease ran out before the job ended: init ends it without asking.
     LeaseEnded {

@@ -5,7 +5,7 @@
 use std::{
     ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void},
     mem::MaybeUninit,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 use nix::errno::Errno;
@@ -175,6 +175,51 @@ pub fn detach(target: &CStr) -> Result<()> {
 pub fn pivot_root(new: &CStr, old: &CStr) -> Result<()> {
     // SAFETY: two C strings.
     check(unsafe { libc::syscall(libc::SYS_pivot_root, new.as_ptr(), old.as_ptr()) }).map(drop)
+}
+
+/// The root of the message queues of this IPC namespace (mq_overview(7)), mounted nowhere.
+///
+/// # Errors
+/// As fsopen(2), fsconfig(2), fsmount(2) or openat(2).
+pub fn open_message_queues() -> Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: c_uint = 1;
+    const FSCONFIG_CMD_CREATE: c_uint = 6;
+    const FSMOUNT_CLOEXEC: c_uint = 1;
+    let none = std::ptr::null::<c_char>();
+    // SAFETY: a C string; the descriptor is new.
+    let context = unsafe {
+        let fd = check(libc::syscall(libc::SYS_fsopen, c"mqueue".as_ptr(), FSOPEN_CLOEXEC))?;
+        OwnedFd::from_raw_fd(fd as RawFd)
+    };
+    // SAFETY: this command takes no key and no value; the descriptor is new.
+    let mount = unsafe {
+        check(libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, none, none, 0))?;
+        let fd = check(libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0))?;
+        OwnedFd::from_raw_fd(fd as RawFd)
+    };
+    open_at(mount.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY)
+}
+
+/// Does this IPC namespace hold no shared memory, no semaphores and no queue of System V?
+pub fn has_no_system_v_objects() -> bool {
+    const SHM_INFO: c_int = 14;
+    // As sys/shm.h has it; the kernel writes no more than this.
+    let mut shared = [0u64; 16];
+    // SAFETY: all zeros is valid for both.
+    let (mut queues, mut semaphores): (libc::msginfo, libc::seminfo) = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: each struct is as large as its call writes, and lives through it.
+    let answers = unsafe {
+        [
+            libc::shmctl(0, SHM_INFO, shared.as_mut_ptr().cast()),
+            libc::msgctl(0, libc::MSG_INFO, (&raw mut queues).cast()),
+            libc::semctl(0, 0, libc::SEM_INFO, &raw mut semaphores),
+        ]
+    };
+    // The number of segments is the first int of its struct, of queues in `msgpool`, of sets in `semusz`.
+    answers.iter().all(|answer| *answer >= 0)
+        && shared[0] & u64::from(u32::MAX) == 0
+        && queues.msgpool == 0
+        && semaphores.semusz == 0
 }
 
 /// mkdirat(2) by a name of one component.
@@ -475,12 +520,32 @@ pub fn wait_pidfd(pidfd: BorrowedFd<'_>, reap: bool) -> Result<Option<Reaped>> {
         libc::CLD_DUMPED => status | 0x80,
         _ => status,
     };
-    let micros = |time: libc::timeval| time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_usec.cast_unsigned();
-    Ok(Some(Reaped {
+    Ok(Some(reaped(raw_status, &usage)))
+}
+
+const fn reaped(raw_status: i32, usage: &libc::rusage) -> Reaped {
+    const fn micros(time: libc::timeval) -> u64 {
+        time.tv_sec.cast_unsigned() * 1_000_000 + time.tv_usec.cast_unsigned()
+    }
+    Reaped {
         raw_status,
         cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime),
         memory_peak_bytes: usage.ru_maxrss.cast_unsigned() * 1_024,
-    }))
+    }
+}
+
+/// Reaps one child that has ended, whichever it is; none: those that there are live.
+///
+/// # Errors
+/// As wait4(2): `ECHILD` if there is no child at all.
+pub fn reap_any() -> Result<Option<(i32, Reaped)>> {
+    let mut raw_status = 0;
+    // SAFETY: all zeros is valid.
+    let mut usage: libc::rusage = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: both live through the call; -1 is any child.
+    let pid = unsafe { libc::wait4(-1, &raw mut raw_status, libc::WNOHANG, &raw mut usage) };
+    let pid = check(c_long::from(pid))? as i32;
+    Ok((pid != 0).then(|| (pid, reaped(raw_status, &usage))))
 }
 
 /// Waits until this unreaped child is over; its raw status as wait(2) returns it.
@@ -535,14 +600,14 @@ pub fn raise_loopback() -> Result<()> {
     }
 }
 
-/// Does this network namespace hold no socket, and none that only waits for its time to pass (TIME_WAIT)?
+/// Does the network namespace of this /proc/PID/net/sockstat hold no socket, and none that only waits for its time
+/// to pass (TIME_WAIT)?
 ///
 /// # Errors
-/// No /proc to read it from.
-pub fn has_no_sockets() -> Result<bool> {
-    let file = open(c"/proc/self/net/sockstat", libc::O_RDONLY)?;
+/// It cannot be read.
+pub fn has_no_sockets(sockstat: BorrowedFd<'_>) -> Result<bool> {
     let mut buffer = [0; 512];
-    let length = nix::unistd::read(&file, &mut buffer)?;
+    let length = nix::sys::uio::pread(sockstat, &mut buffer, 0)?;
     let text = std::str::from_utf8(&buffer[..length]).map_err(|_| Errno::EIO)?;
     let number = |line: &str, key: &str| -> Option<u64> {
         let mut words = text.lines().find_map(|found| found.strip_prefix(line))?.split(' ');

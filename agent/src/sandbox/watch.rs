@@ -1,6 +1,6 @@
-//! The second half of an init's life: reap until the job is over, forward the
-//! order to end, and end the job itself when the node's lease or the job's time is
-//! over, also with the agent and the spawner dead, stopped or wedged.
+//! An init with its job: reap until the job is over, forward the order to end, and
+//! end the job itself when the node's lease or the job's time is over, also with
+//! the agent and the spawner dead, stopped or wedged.
 
 use std::{
     ffi::c_int,
@@ -24,12 +24,42 @@ pub struct Watch<'a> {
     control: BorrowedFd<'a>,
     children: &'a SignalFd,
     job: i32,
-    lease: Option<LeaseView>,
+    lease: Option<&'a LeaseView>,
     limit_at_us: Option<u64>,
     grace_us: u64,
     /// It was told to end, by the spawner or by us.
     told: bool,
     kill_at_us: Option<u64>,
+    used: Used,
+}
+
+/// What all that was reaped has used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Used {
+    /// User and system time, microseconds.
+    pub cpu_us: u64,
+    /// The most memory that one of them held.
+    pub memory_peak_bytes: u64,
+}
+
+/// How the watch ended.
+#[derive(Clone, Copy, Debug)]
+pub enum Over {
+    /// The job's own process is over.
+    Job {
+        /// As wait(2) returned it.
+        raw_status: i32,
+        /// It had been told to end by then.
+        told: bool,
+        /// Others are there: processes that it has left.
+        alone: bool,
+        /// Of what was reaped so far.
+        used: Used,
+    },
+    /// The grace is over: whoever is there dies with pid 1.
+    Grace,
+    /// The spawner is gone; our parent-death signal is on its way.
+    Spawner,
 }
 
 impl<'a> Watch<'a> {
@@ -39,22 +69,50 @@ impl<'a> Watch<'a> {
         control: BorrowedFd<'a>,
         children: &'a SignalFd,
         job: i32,
-        lease: Option<LeaseView>,
+        lease: Option<&'a LeaseView>,
         order: &Order<'_>,
         started_us: u64,
     ) -> Self {
         let limit_ms = order.time_limit_ms.saturating_add(LIMIT_LAG_MS);
         let limit_at_us = (order.time_limit_ms > 0).then(|| started_us.saturating_add(limit_ms.saturating_mul(1_000)));
         let grace_us = order.grace_ms.saturating_mul(1_000);
-        Self { control, children, job, lease, limit_at_us, grace_us, told: false, kill_at_us: None }
+        Self {
+            control,
+            children,
+            job,
+            lease,
+            limit_at_us,
+            grace_us,
+            told: false,
+            kill_at_us: None,
+            used: Used::default(),
+        }
     }
 
     fn due_us(&self) -> Option<u64> {
         if self.kill_at_us.is_some() {
             return self.kill_at_us;
         }
-        let lease = self.lease.as_ref().map(lease_end_us);
+        let lease = self.lease.map(lease_end_us);
         [lease, self.limit_at_us].into_iter().flatten().min()
+    }
+
+    /// Reaps all that has ended; the job's raw status, if it is among them, and whether nobody else is there.
+    fn reap(&mut self) -> Option<(i32, bool)> {
+        let mut job = None;
+        loop {
+            match sys::reap_any() {
+                Ok(Some((pid, reaped))) => {
+                    self.used.cpu_us += reaped.cpu_us;
+                    self.used.memory_peak_bytes = self.used.memory_peak_bytes.max(reaped.memory_peak_bytes);
+                    if pid == self.job {
+                        job = Some(reaped.raw_status);
+                    }
+                }
+                Ok(None) => return job.map(|raw_status| (raw_status, false)),
+                Err(errno) => return job.map(|raw_status| (raw_status, errno == Errno::ECHILD)),
+            }
+        }
     }
 
     fn terminate(&mut self) {
@@ -69,7 +127,7 @@ impl<'a> Watch<'a> {
             return now >= kill_at;
         }
         // Looked up anew: the lease may have been extended while we slept.
-        let lease_end = self.lease.as_ref().map(lease_end_us).filter(|end| now >= *end);
+        let lease_end = self.lease.map(lease_end_us).filter(|end| now >= *end);
         let limit = self.limit_at_us.filter(|at| now >= *at);
         let (status, kill_at_us) = match (lease_end, limit) {
             (Some(end), _) => (Status::LeaseEnded { boottime_us: now }, end.saturating_add(TERM_MS * 1_000)),
@@ -83,13 +141,11 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Reaps until the job is over; whoever outlives it dies with pid 1. Returns the init's exit code.
-pub fn until_over(mut watch: Watch<'_>) -> c_int {
+/// Reaps until the job is over.
+pub fn until_over(mut watch: Watch<'_>) -> Over {
     loop {
-        if let Some(raw_status) = reap(watch.job) {
-            let ended = Status::Ended { raw_status, told: watch.told, boottime_us: sys::boottime_us() };
-            let _told = status::send(watch.control, &ended, &[]);
-            return 0;
+        if let Some((raw_status, alone)) = watch.reap() {
+            return Over::Job { raw_status, told: watch.told, alone, used: watch.used };
         }
         let timeout_ms = watch.due_us().map_or(-1, timeout_until);
         let [children, control] = wait_readable([watch.children.as_fd(), watch.control], timeout_ms);
@@ -100,13 +156,12 @@ pub fn until_over(mut watch: Watch<'_>) -> c_int {
             match read_order(watch.control) {
                 Some(order::TERMINATE) => watch.terminate(),
                 Some(_) => {}
-                // The spawner is gone; our parent-death signal is on its way.
-                None => return 1,
+                None => return Over::Spawner,
             }
         }
         if watch.meet_deadlines() {
             signal_group(watch.job, libc::SIGKILL);
-            return 0;
+            return Over::Grace;
         }
     }
 }
@@ -118,22 +173,6 @@ fn lease_end_us(lease: &LeaseView) -> u64 {
 fn timeout_until(due_us: u64) -> c_int {
     let left_ms = due_us.saturating_sub(sys::boottime_us()).div_ceil(1_000);
     c_int::try_from(left_ms).unwrap_or(c_int::MAX)
-}
-
-/// Reaps all that has ended; the job's raw status, if it is among them.
-fn reap(job: i32) -> Option<i32> {
-    let mut ended = None;
-    loop {
-        let mut raw_status = 0;
-        // SAFETY: a valid integer; -1 is any child.
-        let pid = unsafe { libc::waitpid(-1, &raw mut raw_status, libc::WNOHANG) };
-        if pid <= 0 {
-            return ended;
-        }
-        if pid == job {
-            ended = Some(raw_status);
-        }
-    }
 }
 
 /// The job made its own session, so its group has its number; we are its unreaped parent.

@@ -2,9 +2,9 @@
 
 use std::{os::fd::OwnedFd, rc::Rc};
 
-use super::sandbox::Sandbox;
+use super::sandbox::{Before, Sandbox};
 use crate::{
-    sandbox::{cgroup::Group, status::Failure, sys},
+    sandbox::{cgroup::Group, order, status::Failure, sys},
     spawner::protocol::{AttemptKey, Ended, Event, Running, StartPhases, Usage, Verdict},
 };
 
@@ -77,6 +77,11 @@ pub struct Live {
 /// An order that waits for its sandbox.
 pub struct PendingOrder {
     pub packet: Vec<u8>,
+    /// What is too large for the packet.
+    pub memory: Option<OwnedFd>,
+    /// The write ends of the job's stdout and stderr.
+    pub pipes: [OwnedFd; order::PIPES],
+    /// As they came with the request.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -91,6 +96,8 @@ impl Attempt {
             cgroup: group.map(|group| std::os::unix::ffi::OsStrExt::as_bytes(group.path().as_os_str()).to_vec()),
             init_pid: live.sandbox.pid,
             init_start_ticks: live.sandbox.pid_start_ticks,
+            cpu_before_us: live.sandbox.before.cpu_us,
+            memory_peak_before_bytes: live.sandbox.before.memory_peak_bytes,
             started_boottime_ms: started_us / 1_000,
             phases: live.phases,
         }
@@ -106,24 +113,35 @@ impl Attempt {
         [limit, live.kill_at_us, live.look_again_at_us].into_iter().flatten().min()
     }
 
-    /// Everything of it is gone: the verdict.
-    pub fn conclude(&self, live: &Live, reaped: sys::Reaped) -> Ended {
+    /// Everything of it is gone: the verdict, and where the counters of its sandbox are now. `reaped` is of all that
+    /// was ever in the sandbox.
+    pub fn conclude(&self, live: &Live, reaped: sys::Reaped) -> (Ended, Before) {
+        let before = live.sandbox.before;
         let used = live.sandbox.group.as_ref().map(Group::used).unwrap_or_default();
+        let after = Before {
+            cpu_us: used.cpu_us.unwrap_or(reaped.cpu_us),
+            memory_peak_bytes: used.memory_peak_bytes.unwrap_or(0),
+            oom_kills: used.oom_kills,
+        };
+        // A peak that an earlier job made says nothing of this one, but that its own was no higher.
+        let own_peak = used.memory_peak_bytes.filter(|peak| *peak > before.memory_peak_bytes);
         let usage = Usage {
-            cpu_ms: used.cpu_ms.unwrap_or(reaped.cpu_us / 1_000),
-            memory_peak_bytes: used.memory_peak_bytes.unwrap_or(reaped.memory_peak_bytes),
-            approximate: used.memory_peak_bytes.is_none(),
+            cpu_ms: after.cpu_us.saturating_sub(before.cpu_us) / 1_000,
+            memory_peak_bytes: own_peak.unwrap_or(reaped.memory_peak_bytes),
+            approximate: own_peak.is_none(),
         };
         let started_us = live.started_us.unwrap_or(0);
         let ended_us = live.ended_us.unwrap_or_else(sys::boottime_us);
-        Ended {
-            verdict: verdict(live, reaped.raw_status, used.oom_kills, used.memory_peak_bytes),
+        let oom_kills = after.oom_kills.saturating_sub(before.oom_kills);
+        let ended = Ended {
+            verdict: verdict(live, reaped.raw_status, oom_kills, used.memory_peak_bytes),
             usage,
             wall_ms: if started_us == 0 { 0 } else { ended_us.saturating_sub(started_us) / 1_000 },
             fences: self.fences.clone(),
             start_us: if started_us == 0 { 0 } else { started_us.saturating_sub(self.requested_us) },
             phases: live.phases,
-        }
+        };
+        (ended, after)
     }
 
     /// The `Ended` event of an attempt that is over.

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised when either side would misread the other.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// One packet. A larger [`Start`] travels in a sealed memfd.
 pub const PACKET_BYTES_MAX: usize = 128 << 10;
 /// A [`Start`] in a memfd.
@@ -266,6 +266,10 @@ pub struct Running {
     /// Start time of that process (field 22 of /proc/PID/stat) or a little less,
     /// so that a reused number is noticed.
     pub init_start_ticks: u64,
+    /// What that group, or that process with its children, had used before this attempt: microseconds.
+    pub cpu_before_us: u64,
+    /// The group's peak before this attempt; one that is no higher is not this attempt's.
+    pub memory_peak_before_bytes: u64,
     /// When user code began, in milliseconds of CLOCK_BOOTTIME.
     pub started_boottime_ms: u64,
     /// Where the time of the start went.

@@ -35,9 +35,6 @@ pub struct Sandbox {
     pub group: Option<Group>,
     /// Its uid and gid; none: the spawner's own.
     pub identity: Option<u32>,
-    /// Read ends.
-    pub stdout: Rc<OwnedFd>,
-    pub stderr: Rc<OwnedFd>,
     /// The working folder, from when it is ready.
     pub folder: Option<OwnedFd>,
     /// Where the working folder is, if it is on a disk.
@@ -45,6 +42,16 @@ pub struct Sandbox {
     /// Its network namespace, for the next task of the same job.
     pub network: Option<Rc<OwnedFd>>,
     pub made: Made,
+    /// What earlier jobs in it have used: what its counters show of others than the one that runs.
+    pub before: Before,
+}
+
+/// Counters of a sandbox at the start of its job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Before {
+    pub cpu_us: u64,
+    pub memory_peak_bytes: u64,
+    pub oom_kills: u64,
 }
 
 /// Microseconds between two times of the clock that counts suspend.

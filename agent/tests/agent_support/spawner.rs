@@ -224,6 +224,8 @@ fn running() -> Running {
         cgroup: None,
         init_pid: std::process::id(),
         init_start_ticks: 0,
+        cpu_before_us: 0,
+        memory_peak_before_bytes: 0,
         started_boottime_ms: 1,
         phases: StartPhases::default(),
     }

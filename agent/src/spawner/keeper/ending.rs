@@ -18,8 +18,8 @@ use crate::{
         cgroup, files,
         lease::TERM_MS,
         order,
-        status::{self, Failure, Status, Step},
-        sys::{self, Cloned},
+        status::{self, Failure, Remains, Status, Step},
+        sys::{self, Cloned, Reaped},
     },
     spawner::{
         attempt::{Reason, Stage, Word},
@@ -61,8 +61,43 @@ impl Keeper {
         let Stage::Live(live) = &attempt.stage else { return };
         let Some(reaped) = live.reaped else { return };
         if live.sandbox.group.as_ref().is_none_or(cgroup::Group::is_empty) {
-            let ended = attempt.conclude(live, reaped);
+            let (ended, _) = attempt.conclude(live, reaped);
             self.close(key, ended);
+        }
+    }
+
+    /// Its init says that the job is over. With nothing running but the init, which is ours, that is the attempt's end:
+    /// nobody waits for the init's own. Whether nothing runs is the kernel's word, where there is a group to ask.
+    fn hear_end(&mut self, key: AttemptKey, remains: Remains, used: Reaped) {
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let Stage::Live(live) = &attempt.stage else { return };
+        let alone = live.sandbox.group.as_ref().is_none_or(|group| group.holds_only(live.sandbox.pid));
+        // What is being ended is ended to the last process, the init too.
+        if remains == Remains::Processes || !alone || live.ending.is_some() || live.reaped.is_some() {
+            return;
+        }
+        let (ended, after) = attempt.conclude(live, used);
+        let as_new = remains == Remains::Nothing;
+        let over = Stage::Over { ended, folder: None };
+        let Stage::Live(live) = std::mem::replace(&mut attempt.stage, over) else { return };
+        let mut sandbox = live.sandbox;
+        sandbox.before = after;
+        if as_new {
+            // Nothing is in the folder, so nobody needs it for this attempt any more.
+            (sandbox.folder_on_disk, attempt.identity) = (attempt.folder_on_disk.take(), None);
+        } else {
+            sandbox.identity = None;
+            if let Stage::Over { folder, .. } = &mut attempt.stage {
+                *folder = sandbox.folder.take();
+            }
+        }
+        let event = attempt.ended_event();
+        self.tokens.remove(&sandbox.token);
+        self.fenced.remove(&key);
+        self.retime(key);
+        self.take_back(sandbox, key.job, as_new);
+        if let Some(event) = event {
+            self.tell(&event, Vec::new());
         }
     }
 
@@ -142,9 +177,14 @@ impl Keeper {
                     self.retime(key);
                 }
                 status::Received::Status(Status::Failed(failure), _) => live.word = Some(Word::Failed(failure)),
-                status::Received::Status(Status::Ended { raw_status, told, boottime_us }, _) => {
+                status::Received::Status(
+                    Status::Ended { raw_status, told, boottime_us, remains, cpu_us, memory_peak_bytes },
+                    _,
+                ) => {
                     live.word = Some(Word::Own { raw_status, told });
                     live.ended_us = Some(boottime_us);
+                    let cpu_us = live.sandbox.before.cpu_us + cpu_us;
+                    self.hear_end(key, remains, Reaped { raw_status, cpu_us, memory_peak_bytes });
                 }
                 status::Received::Status(Status::LeaseEnded { .. }, _) => {
                     live.ending = live.ending.or(Some(Reason::LeaseEnded));

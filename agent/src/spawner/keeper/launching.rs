@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     fs, io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     rc::Rc,
 };
@@ -24,7 +24,7 @@ use crate::{
     spawner::{
         attempt::{Attempt, Live, PendingOrder, Stage, Word},
         protocol::{AttemptKey, Ended, Limits, NOTE_BYTES_MAX, START_BYTES_MAX, Start, StartPhases, Usage, Verdict},
-        sandbox::{Made, Sandbox, Shape, between},
+        sandbox::{Before, Made, Sandbox, Shape, between},
         socket,
     },
 };
@@ -135,7 +135,9 @@ impl Keeper {
     /// All or nothing: what a start that failed had taken is given back.
     fn launch(&mut self, start: &Start, descriptors: Vec<OwnedFd>, requested_us: u64) -> io::Result<()> {
         let shape = self.shape_of(start);
-        let order = pending_order(start, descriptors)?;
+        let (stdout, stdout_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let (stderr, stderr_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let order = pending_order(start, [stdout_write, stderr_write], descriptors)?;
         let spare = self.take_spare(start, shape);
         let prepared = spare.is_some();
         let mut sandbox = match spare {
@@ -146,9 +148,7 @@ impl Keeper {
             }
         };
         let began_us = sys::boottime_us();
-        if let (Some(cgroups), Some(group)) = (&self.cgroups, &mut sandbox.group)
-            && let Err(error) = cgroups.limit(group, &start.limits)
-        {
+        if let Err(error) = self.fit(&mut sandbox, &order, &start.limits) {
             sys::end_and_reap(sandbox.pidfd.as_fd());
             self.discard(sandbox);
             return Err(error);
@@ -161,17 +161,27 @@ impl Keeper {
             clone_us: if prepared { 0 } else { made.clone_us },
             ..StartPhases::default()
         };
-        self.keep(start, sandbox, order, phases, requested_us);
+        self.keep(start, sandbox, [stdout, stderr], order, phases, requested_us);
         if prepared {
             self.hand_over(start.attempt);
         }
         Ok(())
     }
 
+    /// Its limits, and pipes that are the job's, so that it can open /dev/stdout.
+    fn fit(&self, sandbox: &mut Sandbox, order: &PendingOrder, limits: &Limits) -> io::Result<()> {
+        if let (Some(cgroups), Some(group)) = (&self.cgroups, &mut sandbox.group) {
+            cgroups.limit(group, limits)?;
+        }
+        let Some(uid) = sandbox.identity else { return Ok(()) };
+        order.pipes.iter().try_for_each(|pipe| Ok(sys::change_owner_of(pipe.as_fd(), uid, uid)?))
+    }
+
     fn keep(
         &mut self,
         start: &Start,
         mut sandbox: Sandbox,
+        [stdout, stderr]: [OwnedFd; 2],
         order: PendingOrder,
         phases: StartPhases,
         requested_us: u64,
@@ -188,8 +198,8 @@ impl Keeper {
             time_limit_ms: start.time_limit_ms,
             identity: sandbox.identity,
             fences: sandbox.shape.fences.names().map(str::to_owned).collect(),
-            stdout: Rc::clone(&sandbox.stdout),
-            stderr: Rc::clone(&sandbox.stderr),
+            stdout: Rc::new(stdout),
+            stderr: Rc::new(stderr),
             requested_us,
             folder_on_disk: sandbox.folder_on_disk.take(),
             timer_us: None,
@@ -218,7 +228,8 @@ impl Keeper {
             live.phases.assemble_us = live.sandbox.made.assemble_us;
         }
         live.sent_us = sys::boottime_us();
-        let borrowed: Vec<BorrowedFd<'_>> = order.descriptors.iter().map(|fd| fd.as_fd()).collect();
+        let beside = order.memory.iter().chain(&order.pipes).chain(&order.descriptors);
+        let borrowed: Vec<BorrowedFd<'_>> = beside.map(|fd| fd.as_fd()).collect();
         if let Err(error) = socket::send(live.sandbox.control.as_fd(), &order.packet, &borrowed) {
             // Nothing of the job has run; the init's end is seen like any other.
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
@@ -295,19 +306,11 @@ impl Keeper {
             make_work_folder(folder, identity)?;
         }
         let folder_c = CString::new(folder.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
-        let (stdout, stdout_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let (stderr, stderr_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        if let Some(uid) = identity {
-            // So that a job can open /dev/stdout.
-            for pipe in [&stdout_write, &stderr_write] {
-                sys::change_owner_of(pipe.as_fd(), uid, uid)?;
-            }
-        }
         let (control, init_control) = socket::pair()?;
         let blueprint = Blueprint {
             fences,
             control: init_control,
-            standard: [self.null.as_raw_fd(), stdout_write.as_raw_fd(), stderr_write.as_raw_fd()],
+            null: self.null.as_fd(),
             identity,
             rootless: self.rootless,
             template: self.template.as_ref().filter(|_| !on_disk).map(Template::namespace),
@@ -345,12 +348,11 @@ impl Keeper {
             pid_start_ticks,
             group,
             identity,
-            stdout: Rc::new(stdout),
-            stderr: Rc::new(stderr),
             folder: None,
             folder_on_disk: on_disk.then(|| folder.to_owned()),
             network,
             made: Made { cgroup_us, clone_us, assemble_us: 0 },
+            before: Before::default(),
         })
     }
 
@@ -375,19 +377,12 @@ impl Keeper {
     }
 }
 
-/// The packet for the init; descriptors of the request follow stdin's, if there is one.
-fn pending_order(start: &Start, descriptors: Vec<OwnedFd>) -> io::Result<PendingOrder> {
+/// The packet for the init, and what goes beside it.
+fn pending_order(start: &Start, pipes: [OwnedFd; order::PIPES], descriptors: Vec<OwnedFd>) -> io::Result<PendingOrder> {
     let strings = Strings::of(start);
     let (packet, memory) = strings.order(start).encode();
-    let mut beside = Vec::new();
-    if let Some(memory) = memory {
-        beside.push(crate::spawner_link::sealed_memfd(&memory)?);
-    }
-    if let Some(stdin) = start.stdin.and_then(|index| descriptors.get(usize::from(index))) {
-        beside.push(stdin.try_clone()?);
-    }
-    beside.extend(descriptors);
-    Ok(PendingOrder { packet, descriptors: beside })
+    let memory = memory.map(|memory| crate::spawner_link::sealed_memfd(&memory)).transpose()?;
+    Ok(PendingOrder { packet, memory, pipes, descriptors })
 }
 
 pub(super) fn read_start(descriptors: &mut Vec<OwnedFd>) -> Result<Start, String> {

@@ -57,6 +57,13 @@ struct Spare {
     job: Option<u64>,
 }
 
+impl Spare {
+    /// It waits, or will; those of other jobs are none for this one.
+    fn may_serve(&self, job: u64) -> bool {
+        self.state != State::Ending && self.job.is_none_or(|of| of == job)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Making,
@@ -74,6 +81,8 @@ struct Demand {
 
 /// What earlier tasks of one job have left that is as good as new for its next.
 struct Shelf {
+    /// Sandboxes taken for it: whose job had one task only is not kept.
+    taken: u32,
     networks: Vec<Rc<OwnedFd>>,
     folders: Vec<Folder>,
     used_us: u64,
@@ -131,8 +140,8 @@ impl Spares {
 
     /// One is wanted, and none of its kind is there or on its way.
     pub fn is_short(&self) -> bool {
-        let Some((shape, _)) = self.wanted.last() else { return false };
-        !self.by_token.values().any(|spare| spare.state != State::Ending && spare.sandbox.shape == *shape)
+        let Some((shape, job)) = self.wanted.last() else { return false };
+        !self.by_token.values().any(|spare| spare.may_serve(*job) && spare.sandbox.shape == *shape)
     }
 
     pub const fn due_us(&self) -> Option<u64> {
@@ -142,7 +151,7 @@ impl Spares {
     fn shelf(&mut self, job: u64) -> &mut Shelf {
         let used_us = sys::boottime_us();
         self.tidy_at_us = self.tidy_at_us.or(Some(used_us + TIDY_US));
-        let empty = || Shelf { networks: Vec::new(), folders: Vec::new(), used_us };
+        let empty = || Shelf { taken: 0, networks: Vec::new(), folders: Vec::new(), used_us };
         let shelf = self.shelves.entry(job).or_insert_with(empty);
         shelf.used_us = used_us;
         shelf
@@ -176,9 +185,28 @@ impl Spares {
         self.shelves.get_mut(&job)?.folders.pop()
     }
 
+    /// Room for one more of this job: if need be, of the one that waits longest for its own.
+    fn has_room(&mut self, job: u64) -> bool {
+        let waiting = self.by_token.values().filter(|spare| spare.state != State::Ending).count();
+        if waiting < self.count_max {
+            return true;
+        }
+        let used_us = |of: u64| self.shelves.get(&of).map_or(0, |shelf| shelf.used_us);
+        let others = self.by_token.iter().filter(|(_, spare)| spare.state != State::Ending);
+        let others =
+            others.filter_map(|(token, spare)| spare.job.filter(|of| *of != job).map(|of| (used_us(of), *token)));
+        let Some((_, oldest)) = others.min() else { return false };
+        if let Some(spare) = self.by_token.get_mut(&oldest) {
+            end_spare(spare);
+        }
+        true
+    }
+
     /// Takes one that is ready, and asks for the next.
     fn take(&mut self, shape: Shape, job: u64, limits: Limits) -> Option<Sandbox> {
-        let now = sys::boottime_us();
+        let shelf = self.shelf(job);
+        shelf.taken = shelf.taken.saturating_add(1);
+        let now = shelf.used_us;
         let fits = |spare: &Spare, of: Option<u64>| {
             spare.state == State::Ready && spare.sandbox.shape == shape && spare.job == of
         };
@@ -197,7 +225,7 @@ impl Spares {
     }
 
     fn want(&mut self, shape: Shape, job: u64, ready: usize) {
-        let waiting = self.by_token.values().filter(|spare| spare.state != State::Ending);
+        let waiting = self.by_token.values().filter(|spare| spare.may_serve(job));
         let (mut all, mut alike) = (self.wanted.len(), self.wanted.iter().filter(|(of, _)| *of == shape).count());
         for spare in waiting {
             all += 1;
@@ -327,6 +355,21 @@ impl Keeper {
         self.rubbish.push(Rubbish::of(sandbox));
     }
 
+    /// Of an attempt that is over, with nothing in it but its init: kept for the job's next task if it is as new, and
+    /// if more than one ever came; else let go.
+    pub(super) fn take_back(&mut self, sandbox: Sandbox, job: u64, as_new: bool) {
+        let another_is_expected = self.spares.shelf(job).taken > 1;
+        let mut spare = Spare { sandbox, state: State::Ready, job: Some(job) };
+        let is_kept = as_new && another_is_expected && !self.stopping && !self.upgrading && self.spares.has_room(job);
+        if !is_kept {
+            if let Some(network) = spare.sandbox.network.take() {
+                self.spares.shelve_network(job, network);
+            }
+            end_spare(&mut spare);
+        }
+        self.spares.by_token.insert(spare.sandbox.token, spare);
+    }
+
     /// Lets go of what nobody has asked for lately.
     pub(super) fn tidy_spares(&mut self, now: u64) {
         if self.spares.tidy_at_us.is_none_or(|at| at > now) {
@@ -352,7 +395,8 @@ impl Keeper {
             demand.ready = READY_MIN;
         }
         let mut kept: BTreeMap<Shape, usize> = BTreeMap::new();
-        for spare in spares.by_token.values_mut() {
+        // Those of a job go with it.
+        for spare in spares.by_token.values_mut().filter(|spare| spare.job.is_none()) {
             let count = kept.entry(spare.sandbox.shape).or_default();
             *count += 1;
             if spares.demand.get(&spare.sandbox.shape).is_none_or(|demand| *count > demand.ready) {

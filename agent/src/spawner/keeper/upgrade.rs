@@ -31,12 +31,12 @@ use crate::{
     spawner::{
         attempt::{Attempt, Live, Reason, Stage, Word},
         protocol::{AttemptKey, Ended, Limits, StartPhases},
-        sandbox::{Made, Sandbox, Shape},
+        sandbox::{Before, Made, Sandbox, Shape},
     },
 };
 
 /// Raised when a spawner would misread what another has left.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 /// For the next program to say which state it reads.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Names the descriptor of the state to the next program.
@@ -98,6 +98,7 @@ struct HeldLive {
     kill_at_us: Option<u64>,
     look_again_at_us: Option<u64>,
     reaped: Option<Reaped>,
+    before: Before,
 }
 
 /// Why the next program does not take over.
@@ -291,12 +292,11 @@ impl Keeper {
                         pid_start_ticks: live.pid_start_ticks,
                         group,
                         identity: one.identity,
-                        stdout: Rc::clone(&stdout),
-                        stderr: Rc::clone(&stderr),
                         folder,
                         folder_on_disk: None,
                         network: None,
                         made: Made::default(),
+                        before: live.before,
                     };
                     self.watch_sandbox(&sandbox, live.reaped.is_some())?;
                     self.tokens.insert(live.token, key);
@@ -369,6 +369,7 @@ fn held_live(live: &Live) -> HeldLive {
         kill_at_us: live.kill_at_us,
         look_again_at_us: live.look_again_at_us,
         reaped: live.reaped,
+        before: sandbox.before,
     }
 }
 
