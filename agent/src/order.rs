@@ -131,6 +131,7 @@ pub fn start_of(
     protocol::Start {
         attempt: key,
         note,
+        owner: body.owner.clone().into_bytes(),
         arguments: arguments_of(body, start.item.as_deref()),
         environment: environment_of(key, body),
         working_folder: body.working_folder.to_vec(),

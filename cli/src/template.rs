@@ -281,6 +281,7 @@ impl Draft {
         let tasks = last - first + 1;
         let body = v1::JobBody {
             job: 0,
+            owner: String::new(),
             arguments: self.command.iter().map(|argument| argument.as_bytes().to_vec().into()).collect(),
             environment: environment(&options.env)?,
             working_folder: options.working_folder.as_ref().map(|p| p.as_bytes().to_vec()).unwrap_or_default().into(),

@@ -1,5 +1,5 @@
-//! A sandbox serves the next task of its job if, and only if, nothing at all was
-//! left in it: each kind of thing that a task can leave is left once.
+//! A sandbox serves the next job of its owner if, and only if, nothing at all was
+//! left in it: each kind of thing that a job can leave is left once.
 
 use muster_agent::spawner::protocol::{AttemptKey, Ended, Event, Request, Running, Start, Verdict};
 
@@ -37,22 +37,23 @@ const LOOK: &str = "for my $d ('/work', '/tmp', '/dev/shm') { opendir(my $h, $d)
      open(my $t, '<', '/proc/self/net/tcp') or die; my @rows = <$t>; print 'socket ' if @rows > 1; \
      print 'process ' if grep { $_ != $$ && $_ != 1 } map { m{/proc/(\\d+)$} } glob '/proc/[0-9]*';";
 
-/// A job and its tasks, one after the other.
-struct Tasks {
+/// An owner's jobs, one after the other.
+struct Jobs {
     spawner: Spawner,
+    owner: u32,
     job: u64,
-    task: u32,
 }
 
-impl Tasks {
+impl Jobs {
     fn perl(&mut self, script: &str) -> (Running, Ended, String) {
         self.run(&["/usr/bin/perl", "-e", script], |_| {})
     }
 
     fn run(&mut self, arguments: &[&str], change: impl FnOnce(&mut Start)) -> (Running, Ended, String) {
-        self.task += 1;
+        self.job += 1;
         let mut start = self.spawner.script("");
-        start.attempt = AttemptKey { job: self.job, task: self.task, number: 1, term: 1 };
+        start.attempt = AttemptKey { job: self.job, task: 0, number: 1, term: 1 };
+        start.owner = if self.owner == 0 { Vec::new() } else { format!("owner {}", self.owner).into_bytes() };
         start.arguments = arguments.iter().map(|word| word.as_bytes().to_vec()).collect();
         change(&mut start);
         let key = start.attempt;
@@ -70,87 +71,87 @@ impl Tasks {
         (running, end, said)
     }
 
-    /// The next job, with a sandbox that one of its tasks has left as it was. Returns its init.
-    fn next_job(&mut self) -> u32 {
-        self.job += 1;
-        let (first, ..) = self.perl("");
-        let (second, ..) = self.perl("");
-        assert_ne!(first.init_pid, second.init_pid, "after its first task nobody knows that there is another");
-        second.init_pid
+    /// The next owner, with a sandbox that a job has left as it was. Returns its init.
+    fn next_owner(&mut self) -> u32 {
+        self.owner += 1;
+        self.perl("").0.init_pid
     }
 }
 
 /// None where jobs have no uid of their own: such a job could change what the next inherits from the init.
-fn tasks(test: &str) -> Option<Tasks> {
+fn jobs(test: &str) -> Option<Jobs> {
     let spawner = Spawner::start();
     if spawner.missing.iter().any(|fence| fence == "uid.own") {
         println!("SKIP {test}: without uid.own no sandbox is used again");
         return None;
     }
-    Some(Tasks { spawner, job: 1_000, task: 0 })
+    Some(Jobs { spawner, owner: 0, job: 1_000 })
 }
 
 #[test]
-fn a_sandbox_without_a_trace_serves_the_next_task_of_its_job_and_no_other() {
-    let Some(mut tasks) = tasks("a_sandbox_without_a_trace_serves_the_next_task_of_its_job_and_no_other") else {
+fn a_sandbox_without_a_trace_serves_the_next_job_of_its_owner_and_of_no_other() {
+    let Some(mut jobs) = jobs("a_sandbox_without_a_trace_serves_the_next_job_of_its_owner_and_of_no_other") else {
         return;
     };
-    let init = tasks.next_job();
+    let init = jobs.next_owner();
     for code in [0, 7, 255] {
-        let (running, end, said) = tasks.perl(&format!("print 'task '; exit {code}"));
+        let (running, end, said) = jobs.perl(&format!("print 'job '; exit {code}"));
         assert_eq!((running.init_pid, end.verdict), (init, Verdict::Exited(code)));
-        assert_eq!(said, "task ", "each has pipes of its own");
+        assert_eq!(said, "job ", "each has pipes of its own");
     }
-    let (killed, end, _) = tasks.perl("kill 'KILL', $$");
+    let (killed, end, _) = jobs.perl("kill 'KILL', $$");
     assert_eq!((killed.init_pid, end.verdict), (init, Verdict::Signaled(9)));
-    let other = tasks.next_job();
-    assert_ne!(other, init, "another job");
+    let other = jobs.next_owner();
+    assert_ne!(other, init, "another owner");
+    jobs.owner = 0;
+    let [first, second] = [jobs.perl("").0.init_pid, jobs.perl("").0.init_pid];
+    assert_ne!(first, second, "of an owner nobody knows");
 }
 
 #[test]
-fn whatever_a_task_leaves_the_next_of_its_job_does_not_find() {
-    let Some(mut tasks) = tasks("whatever_a_task_leaves_the_next_of_its_job_does_not_find") else { return };
+fn whatever_a_job_leaves_the_next_of_its_owner_does_not_find() {
+    let Some(mut jobs) = jobs("whatever_a_job_leaves_the_next_of_its_owner_does_not_find") else { return };
     for (what, script) in TRACES {
-        let init = tasks.next_job();
-        let (running, end, said) = tasks.perl(script);
+        let init = jobs.next_owner();
+        let (running, end, said) = jobs.perl(script);
         assert_eq!((running.init_pid, end.verdict), (init, Verdict::Exited(0)), "{what}: {said}");
-        let (next, end, said) = tasks.perl(LOOK);
+        let (next, end, said) = jobs.perl(LOOK);
         assert_eq!((end.verdict, said.as_str()), (Verdict::Exited(0), ""), "{what} was found");
         assert_ne!(next.init_pid, init, "{what} was not noticed");
     }
 }
 
 #[test]
-fn what_was_left_is_seen_by_the_same_task() {
+fn what_was_left_is_seen_by_the_same_job() {
     // The control of the test above: LOOK finds each trace where there is one.
-    let Some(mut tasks) = tasks("what_was_left_is_seen_by_the_same_task") else { return };
+    let Some(mut jobs) = jobs("what_was_left_is_seen_by_the_same_job") else { return };
     for (what, script) in TRACES {
-        let (_, end, said) = tasks.perl(&format!("{script}; {LOOK}"));
+        let (_, end, said) = jobs.perl(&format!("{script}; {LOOK}"));
         let is_parent = end.verdict == Verdict::Exited(0);
-        assert!(is_parent && !said.is_empty(), "{what} is not found by its own task: {end:?} {said}");
+        assert!(is_parent && !said.is_empty(), "{what} is not found by its own job: {end:?} {said}");
     }
 }
 
 #[test]
-fn usage_of_an_earlier_task_is_not_the_next_ones() {
-    let Some(mut tasks) = tasks("usage_of_an_earlier_task_is_not_the_next_ones") else { return };
-    let init = tasks.next_job();
-    let (burning, end, _) = tasks.perl("my $t = (times)[0]; 1 while (times)[0] - $t < 0.3; my $m = 'x' x 50_000_000");
+fn usage_of_an_earlier_job_is_not_the_next_ones() {
+    let Some(mut jobs) = jobs("usage_of_an_earlier_job_is_not_the_next_ones") else { return };
+    let init = jobs.next_owner();
+    let (burning, end, _) = jobs.perl("my $t = (times)[0]; 1 while (times)[0] - $t < 0.3; my $m = 'x' x 50_000_000");
     assert_eq!(burning.init_pid, init);
     assert!(end.usage.cpu_ms >= 300 && end.usage.memory_peak_bytes > 50_000_000, "{:?}", end.usage);
-    let (idle, end, _) = tasks.perl("");
+    let (idle, end, _) = jobs.perl("");
     assert_eq!(idle.init_pid, init);
     assert!(end.usage.cpu_ms < 300 && end.usage.memory_peak_bytes < 50_000_000, "{:?}", end.usage);
 }
 
 #[test]
-fn each_task_has_the_limits_and_the_stop_of_its_own() {
-    let Some(mut tasks) = tasks("each_task_has_the_limits_and_the_stop_of_its_own") else { return };
-    let init = tasks.next_job();
-    let (limited, end, _) = tasks.run(&["/bin/sleep", "1000"], |start| start.time_limit_ms = 100);
+fn each_job_has_the_limits_and_the_stop_of_its_own() {
+    let Some(mut jobs) = jobs("each_job_has_the_limits_and_the_stop_of_its_own") else { return };
+    let init = jobs.next_owner();
+    let (limited, end, _) = jobs.run(&["/bin/sleep", "1000"], |start| start.time_limit_ms = 100);
     assert_eq!((limited.init_pid, end.verdict), (init, Verdict::TimedOut));
     // Told to end, it ended with its sandbox.
-    let (next, end, _) = tasks.perl("");
+    let (next, end, _) = jobs.perl("");
     assert_ne!(next.init_pid, init);
     assert_eq!(end.verdict, Verdict::Exited(0));
 }

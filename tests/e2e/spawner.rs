@@ -144,6 +144,7 @@ impl Spawner {
         Start {
             attempt: AttemptKey { job: 100, task: self.next_task, number: 1, term: 1 },
             note: b"a note".to_vec(),
+            owner: b"ana".to_vec(),
             arguments: ["/bin/sh", "-c", script].map(|word| word.as_bytes().to_vec()).into(),
             environment: vec![(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec())],
             working_folder: Vec::new(),

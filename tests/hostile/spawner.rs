@@ -222,6 +222,7 @@ impl Spawner {
         Start {
             attempt: AttemptKey { job: 666, task: self.next_task, number: 1, term: 1 },
             note: Vec::new(),
+            owner: b"ana".to_vec(),
             arguments: program.map(|word| word.as_bytes().to_vec()).collect(),
             environment: vec![(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec())],
             working_folder: Vec::new(),

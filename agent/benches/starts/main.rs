@@ -80,6 +80,7 @@ fn compare(spawner: &Spawner, programs: &Programs, rounds: usize) {
     }
     for (name, profile, shape) in [
         ("strict prepared", Profile::Strict, Shape::Usual),
+        ("strict again", Profile::Strict, Shape::Again),
         ("strict cold", Profile::Strict, Shape::New),
         ("shared", Profile::Shared, Shape::Usual),
         ("none", Profile::None, Shape::Usual),
@@ -174,6 +175,8 @@ fn print_budgets(samples: &BTreeMap<&str, Vec<Sample>>) {
     let of = "posix_spawn with its wait";
     budget("prepared, to the first instruction", first("strict prepared"), of, spawned, 2.0);
     budget("prepared, to the exit code", exit("strict prepared"), of, spawned, 4.0);
+    budget("used again, to the first instruction", first("strict again"), of, spawned, 2.0);
+    budget("used again, to the exit code", exit("strict again"), of, spawned, 4.0);
     budget("cold, to the exit code", exit("strict cold"), "bubblewrap", exit("bubblewrap"), 0.5);
 }
 

@@ -150,6 +150,7 @@ mod tests {
         Start {
             attempt: AttemptKey { job: 1, task: 0, number: 1, term: 1 },
             note: Vec::new(),
+            owner: b"ana".to_vec(),
             arguments: vec![b"a".to_vec(), Vec::new(), b"c d".to_vec()],
             environment: vec![(b"PATH".to_vec(), b"/bin".to_vec()), (b"PATHS".to_vec(), Vec::new())],
             working_folder: Vec::new(),

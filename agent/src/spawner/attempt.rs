@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, rc::Rc};
 
-use super::sandbox::{Before, Sandbox};
+use super::sandbox::{Before, Owner, Sandbox};
 use crate::{
     sandbox::{cgroup::Group, order, status::Failure, sys},
     spawner::protocol::{AttemptKey, Ended, Event, Running, StartPhases, Usage, Verdict},
@@ -32,6 +32,7 @@ pub enum Word {
 pub struct Attempt {
     pub key: AttemptKey,
     pub note: Vec<u8>,
+    pub owner: Owner,
     pub grace_ms: u64,
     pub time_limit_ms: u64,
     pub identity: Option<u32>,

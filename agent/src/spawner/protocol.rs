@@ -18,6 +18,8 @@ pub const START_BYTES_MAX: usize = 8 << 20;
 pub const DESCRIPTORS_MAX: usize = 250;
 /// What the agent may have the spawner remember of an attempt.
 pub const NOTE_BYTES_MAX: usize = 32 << 10;
+/// The name of who submitted a job.
+pub const OWNER_BYTES_MAX: usize = 1 << 10;
 
 /// An attempt with its epoch: `job.task.number` at leadership `term`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -94,6 +96,9 @@ pub struct Start {
     pub attempt: AttemptKey,
     /// Opaque: returned in `Held`, at most [`NOTE_BYTES_MAX`].
     pub note: Vec<u8>,
+    /// Who submitted the job: what its jobs leave as new, only jobs of the same owner use. Empty: unknown, nothing is
+    /// used again.
+    pub owner: Vec<u8>,
     /// Program and arguments; not empty. Found in the job's own PATH if it has no slash.
     pub arguments: Vec<Vec<u8>>,
     /// The whole environment of the job.

@@ -3,6 +3,7 @@
 
 use std::{os::fd::OwnedFd, path::PathBuf, rc::Rc};
 
+use super::protocol::Start;
 use crate::sandbox::{cgroup::Group, fences::FenceSet};
 
 /// What must be decided before a sandbox is made; all else comes with the job.
@@ -12,6 +13,42 @@ pub struct Shape {
     pub fences: FenceSet,
     /// Bytes of its private folders; 0 if it has none.
     pub disk_bytes: u64,
+}
+
+/// Who submitted a job: what one owner's job has left as new, another job of the same owner may use, and nobody else's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner(Rc<[u8]>);
+
+impl Owner {
+    /// Of a start.
+    #[must_use]
+    pub fn of(start: &Start) -> Self {
+        Self(start.owner.as_slice().into())
+    }
+
+    /// Nobody knows whose: what is left is nobody's.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self([].into())
+    }
+
+    /// Whether it is known.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// For the next program of this spawner.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Vec<u8>> for Owner {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
 }
 
 /// How long each part of making it took, in microseconds.
@@ -39,7 +76,7 @@ pub struct Sandbox {
     pub folder: Option<OwnedFd>,
     /// Where the working folder is, if it is on a disk.
     pub folder_on_disk: Option<PathBuf>,
-    /// Its network namespace, for the next task of the same job.
+    /// Its network namespace, for the owner's next job.
     pub network: Option<Rc<OwnedFd>>,
     pub made: Made,
     /// What earlier jobs in it have used: what its counters show of others than the one that runs.

@@ -46,6 +46,7 @@ pub fn template(mut wire: v1::JobTemplate, owner: &Actor, table: Option<&v1::Tas
     let request = fill_amounts(body)?;
     body.job = 0;
     body.tasks = tasks;
+    body.owner = owner.0.clone();
     let fences = fences_of(body, delivery)?;
     if wire.priority.abs() > limits::PRIORITY_MAX {
         return reject("priority", format!("is from -{0} to {0}", limits::PRIORITY_MAX));

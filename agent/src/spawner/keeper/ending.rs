@@ -91,11 +91,11 @@ impl Keeper {
                 *folder = sandbox.folder.take();
             }
         }
-        let event = attempt.ended_event();
+        let (event, owner) = (attempt.ended_event(), attempt.owner.clone());
         self.tokens.remove(&sandbox.token);
         self.fenced.remove(&key);
         self.retime(key);
-        self.take_back(sandbox, key.job, as_new);
+        self.take_back(sandbox, owner, as_new);
         if let Some(event) = event {
             self.tell(&event, Vec::new());
         }
@@ -132,7 +132,7 @@ impl Keeper {
         if let Stage::Over { folder, .. } = &mut attempt.stage {
             *folder = sandbox.folder.take();
         }
-        let event = attempt.ended_event();
+        let (event, owner) = (attempt.ended_event(), attempt.owner.clone());
         self.tokens.remove(&sandbox.token);
         self.fenced.remove(&key);
         self.retime(key);
@@ -141,7 +141,7 @@ impl Keeper {
             self.unwatch(group.events());
         }
         if let Some(network) = sandbox.network.take() {
-            self.spares.shelve_network(key.job, network);
+            self.spares.shelve_network(&owner, network);
         }
         self.rubbish.push(Rubbish::of(sandbox));
         if let Some(event) = event {
@@ -278,7 +278,7 @@ impl Keeper {
             && !self.stopping
             && files::is_as_new(folder.as_fd(), uid)
         {
-            let no_room = self.spares.shelve_folder(key.job, Folder { uid, path: path.clone() });
+            let no_room = self.spares.shelve_folder(&attempt.owner, Folder { uid, path: path.clone() });
             if no_room.is_none() {
                 return;
             }

@@ -23,8 +23,11 @@ use crate::{
     },
     spawner::{
         attempt::{Attempt, Live, PendingOrder, Stage, Word},
-        protocol::{AttemptKey, Ended, Limits, NOTE_BYTES_MAX, START_BYTES_MAX, Start, StartPhases, Usage, Verdict},
-        sandbox::{Before, Made, Sandbox, Shape, between},
+        protocol::{
+            AttemptKey, Ended, Limits, NOTE_BYTES_MAX, OWNER_BYTES_MAX, START_BYTES_MAX, Start, StartPhases, Usage,
+            Verdict,
+        },
+        sandbox::{Before, Made, Owner, Sandbox, Shape, between},
         socket,
     },
 };
@@ -80,6 +83,9 @@ impl Keeper {
         if start.attempt.task == u32::MAX || start.attempt.number == 0 {
             return Err("its task or attempt number is out of range".into());
         }
+        if start.owner.len() > OWNER_BYTES_MAX {
+            return Err(format!("the owner has more than {OWNER_BYTES_MAX} bytes"));
+        }
         if start.note.len() > NOTE_BYTES_MAX {
             return Err(format!("the note has more than {NOTE_BYTES_MAX} bytes"));
         }
@@ -113,6 +119,7 @@ impl Keeper {
         };
         let attempt = Attempt {
             key: start.attempt,
+            owner: Owner::of(&start),
             note: start.note,
             grace_ms: 0,
             time_limit_ms: 0,
@@ -138,12 +145,13 @@ impl Keeper {
         let (stdout, stdout_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let (stderr, stderr_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let order = pending_order(start, [stdout_write, stderr_write], descriptors)?;
-        let spare = self.take_spare(start, shape);
+        let owner = Owner::of(start);
+        let spare = self.take_spare(&owner, shape, start.limits);
         let prepared = spare.is_some();
         let mut sandbox = match spare {
             Some(sandbox) => sandbox,
             None => {
-                let (network, folder) = self.left_by(shape, start.attempt.job);
+                let (network, folder) = self.left_by(shape, &owner);
                 self.make(shape, network, folder, &start.limits)?
             }
         };
@@ -194,6 +202,7 @@ impl Keeper {
         let attempt = Attempt {
             key,
             note: start.note.clone(),
+            owner: Owner::of(start),
             grace_ms: start.grace_ms,
             time_limit_ms: start.time_limit_ms,
             identity: sandbox.identity,

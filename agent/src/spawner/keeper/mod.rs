@@ -294,13 +294,12 @@ impl Keeper {
         if self.spares.is_short() {
             return EpollTimeout::ZERO;
         }
-        if self.spares.wants_one() || !self.rubbish.is_empty() {
-            return EpollTimeout::from(QUIET_MS);
-        }
+        let now = sys::boottime_us();
+        let quiet = (self.spares.wants_one() || !self.rubbish.is_empty()).then_some(now + QUIET_MS * 1_000);
         let attempt = self.timers.first().map(|(due, _)| *due);
-        let due = attempt.into_iter().chain(self.lease_due_us()).chain(self.spares.due_us()).min();
+        let due = attempt.into_iter().chain(self.lease_due_us()).chain(self.spares.due_us()).chain(quiet).min();
         let Some(due) = due else { return EpollTimeout::NONE };
-        let left_ms = due.saturating_sub(sys::boottime_us()).div_ceil(1_000);
+        let left_ms = due.saturating_sub(now).div_ceil(1_000);
         EpollTimeout::try_from(i32::try_from(left_ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)
     }
 
@@ -334,8 +333,9 @@ impl Keeper {
     }
 }
 
-/// So long without an event, and there is time to tidy up and to make ready; a timer is late by no more.
-const QUIET_MS: u8 = 2;
+/// So long without an event, and there is time to tidy up and to make ready: longer than a short job takes, which
+/// this would disturb on a small host.
+const QUIET_MS: u64 = 10;
 /// Sandboxes taken apart later at most: each holds descriptors.
 const RUBBISH_MAX: usize = 64;
 

@@ -23,7 +23,7 @@ use crate::{
     spawner::{
         policy::Policy,
         protocol::{AttemptKey, Limits, Network, Profile, Start},
-        sandbox::{Sandbox, Shape},
+        sandbox::{Owner, Sandbox, Shape},
     },
 };
 
@@ -31,11 +31,11 @@ use crate::{
 const UNUSED_US: u64 = 60_000_000;
 /// Of a shape that is asked at all: one to take, and one while the next is made.
 const READY_MIN: usize = 2;
-/// A job that had no task for this long is not expected to have another.
-const JOB_UNUSED_US: u64 = 5_000_000;
+/// An owner who had no job for this long is not expected to have another soon.
+const OWNER_UNUSED_US: u64 = 5_000_000;
 /// How often that is looked at.
 const TIDY_US: u64 = 1_000_000;
-/// Network namespaces, and folders, kept for one job.
+/// Network namespaces, and folders, kept for one owner.
 const SHELF_MAX: usize = 32;
 
 /// The sandboxes that wait, and what they are kept for.
@@ -44,23 +44,23 @@ pub struct Spares {
     count_max: usize,
     by_token: BTreeMap<u64, Spare>,
     demand: BTreeMap<Shape, Demand>,
-    shelves: BTreeMap<u64, Shelf>,
+    shelves: BTreeMap<Owner, Shelf>,
     /// To be made, one a turn of the loop.
-    wanted: Vec<(Shape, u64)>,
+    wanted: Vec<(Shape, Owner)>,
     tidy_at_us: Option<u64>,
 }
 
 struct Spare {
     sandbox: Sandbox,
     state: State,
-    /// It is in a network namespace of this job.
-    job: Option<u64>,
+    /// Whose jobs were in it, or in its network namespace or folder; none: nobody's.
+    owner: Option<Owner>,
 }
 
 impl Spare {
-    /// It waits, or will; those of other jobs are none for this one.
-    fn may_serve(&self, job: u64) -> bool {
-        self.state != State::Ending && self.job.is_none_or(|of| of == job)
+    /// It waits, or will; those of other owners are none for this one.
+    fn may_serve(&self, owner: &Owner) -> bool {
+        self.state != State::Ending && self.owner.as_ref().is_none_or(|of| of == owner)
     }
 }
 
@@ -79,10 +79,8 @@ struct Demand {
     limits: Limits,
 }
 
-/// What earlier tasks of one job have left that is as good as new for its next.
+/// What an owner's jobs have left that is as good as new for the next.
 struct Shelf {
-    /// Sandboxes taken for it: whose job had one task only is not kept.
-    taken: u32,
     networks: Vec<Rc<OwnedFd>>,
     folders: Vec<Folder>,
     used_us: u64,
@@ -140,34 +138,40 @@ impl Spares {
 
     /// One is wanted, and none of its kind is there or on its way.
     pub fn is_short(&self) -> bool {
-        let Some((shape, job)) = self.wanted.last() else { return false };
-        !self.by_token.values().any(|spare| spare.may_serve(*job) && spare.sandbox.shape == *shape)
+        let Some((shape, owner)) = self.wanted.last() else { return false };
+        !self.by_token.values().any(|spare| spare.may_serve(owner) && spare.sandbox.shape == *shape)
     }
 
     pub const fn due_us(&self) -> Option<u64> {
         self.tidy_at_us
     }
 
-    fn shelf(&mut self, job: u64) -> &mut Shelf {
+    fn shelf(&mut self, owner: &Owner) -> &mut Shelf {
         let used_us = sys::boottime_us();
         self.tidy_at_us = self.tidy_at_us.or(Some(used_us + TIDY_US));
-        let empty = || Shelf { taken: 0, networks: Vec::new(), folders: Vec::new(), used_us };
-        let shelf = self.shelves.entry(job).or_insert_with(empty);
+        let empty = || Shelf { networks: Vec::new(), folders: Vec::new(), used_us };
+        let shelf = self.shelves.entry(owner.clone()).or_insert_with(empty);
         shelf.used_us = used_us;
         shelf
     }
 
-    /// A job's task is over, and this is its network namespace.
-    pub fn shelve_network(&mut self, job: u64, network: Rc<OwnedFd>) {
-        let shelf = self.shelf(job);
+    /// A job is over, and this is its network namespace.
+    pub fn shelve_network(&mut self, owner: &Owner, network: Rc<OwnedFd>) {
+        if !owner.is_known() {
+            return;
+        }
+        let shelf = self.shelf(owner);
         if shelf.networks.len() < SHELF_MAX {
             shelf.networks.push(network);
         }
     }
 
-    /// A job's task is forgotten, and this is its empty folder. Returns it if there is no room.
-    pub fn shelve_folder(&mut self, job: u64, folder: Folder) -> Option<Folder> {
-        let shelf = self.shelf(job);
+    /// A job is forgotten, and this is its empty folder. Returns it if it is not kept.
+    pub fn shelve_folder(&mut self, owner: &Owner, folder: Folder) -> Option<Folder> {
+        if !owner.is_known() {
+            return Some(folder);
+        }
+        let shelf = self.shelf(owner);
         if shelf.folders.len() >= SHELF_MAX {
             return Some(folder);
         }
@@ -175,26 +179,27 @@ impl Spares {
         None
     }
 
-    /// An empty network namespace that an earlier task of this job has left.
-    pub fn network_for(&mut self, job: u64) -> Option<Rc<OwnedFd>> {
-        self.shelves.get_mut(&job)?.networks.pop()
+    /// An empty network namespace that an earlier job of this owner has left.
+    pub fn network_for(&mut self, owner: &Owner) -> Option<Rc<OwnedFd>> {
+        self.shelves.get_mut(owner)?.networks.pop()
     }
 
-    /// An empty folder that an earlier task of this job has left.
-    pub fn folder_for(&mut self, job: u64) -> Option<Folder> {
-        self.shelves.get_mut(&job)?.folders.pop()
+    /// An empty folder that an earlier job of this owner has left.
+    pub fn folder_for(&mut self, owner: &Owner) -> Option<Folder> {
+        self.shelves.get_mut(owner)?.folders.pop()
     }
 
-    /// Room for one more of this job: if need be, of the one that waits longest for its own.
-    fn has_room(&mut self, job: u64) -> bool {
+    /// Room for one more of this owner: if need be, that of the one that waits longest for its own.
+    fn has_room(&mut self, owner: &Owner) -> bool {
         let waiting = self.by_token.values().filter(|spare| spare.state != State::Ending).count();
         if waiting < self.count_max {
             return true;
         }
-        let used_us = |of: u64| self.shelves.get(&of).map_or(0, |shelf| shelf.used_us);
+        let used_us = |of: &Owner| self.shelves.get(of).map_or(0, |shelf| shelf.used_us);
         let others = self.by_token.iter().filter(|(_, spare)| spare.state != State::Ending);
-        let others =
-            others.filter_map(|(token, spare)| spare.job.filter(|of| *of != job).map(|of| (used_us(of), *token)));
+        let others = others.filter_map(|(token, spare)| {
+            spare.owner.as_ref().filter(|of| *of != owner).map(|of| (used_us(of), *token))
+        });
         let Some((_, oldest)) = others.min() else { return false };
         if let Some(spare) = self.by_token.get_mut(&oldest) {
             end_spare(spare);
@@ -203,15 +208,13 @@ impl Spares {
     }
 
     /// Takes one that is ready, and asks for the next.
-    fn take(&mut self, shape: Shape, job: u64, limits: Limits) -> Option<Sandbox> {
-        let shelf = self.shelf(job);
-        shelf.taken = shelf.taken.saturating_add(1);
-        let now = shelf.used_us;
-        let fits = |spare: &Spare, of: Option<u64>| {
-            spare.state == State::Ready && spare.sandbox.shape == shape && spare.job == of
+    fn take(&mut self, shape: Shape, owner: &Owner, limits: Limits) -> Option<Sandbox> {
+        let now = sys::boottime_us();
+        let fits = |spare: &Spare, of: Option<&Owner>| {
+            spare.state == State::Ready && spare.sandbox.shape == shape && spare.owner.as_ref() == of
         };
         let find = |of| self.by_token.iter().find(|(_, spare)| fits(spare, of)).map(|(token, _)| *token);
-        let found = find(Some(job)).or_else(|| find(None));
+        let found = find(Some(owner)).or_else(|| find(None));
         let demand = self.demand.entry(shape).or_insert(Demand { ready: READY_MIN, used_us: now, limits });
         (demand.used_us, demand.limits) = (now, limits);
         if found.is_none() {
@@ -219,20 +222,20 @@ impl Spares {
         }
         let ready = demand.ready;
         let sandbox = found.and_then(|token| self.by_token.remove(&token)).map(|spare| spare.sandbox);
-        self.want(shape, job, ready);
+        self.want(shape, owner, ready);
         self.tidy_at_us = self.tidy_at_us.or(Some(now + TIDY_US));
         sandbox
     }
 
-    fn want(&mut self, shape: Shape, job: u64, ready: usize) {
-        let waiting = self.by_token.values().filter(|spare| spare.may_serve(job));
+    fn want(&mut self, shape: Shape, owner: &Owner, ready: usize) {
+        let waiting = self.by_token.values().filter(|spare| spare.may_serve(owner));
         let (mut all, mut alike) = (self.wanted.len(), self.wanted.iter().filter(|(of, _)| *of == shape).count());
         for spare in waiting {
             all += 1;
             alike += usize::from(spare.sandbox.shape == shape);
         }
         if alike < ready && all < self.count_max {
-            self.wanted.push((shape, job));
+            self.wanted.push((shape, owner.clone()));
         }
     }
 }
@@ -243,6 +246,7 @@ impl Keeper {
         let start = Start {
             attempt: AttemptKey { job: 0, task: 0, number: 1, term: 0 },
             note: Vec::new(),
+            owner: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
             working_folder: Vec::new(),
@@ -265,32 +269,32 @@ impl Keeper {
         if self.spares.count_max > 0 {
             let demand = Demand { ready: READY_MIN, used_us: sys::boottime_us(), limits: start.limits };
             self.spares.demand.insert(shape, demand);
-            self.spares.want(shape, start.attempt.job, 1);
-            self.spares.want(shape, start.attempt.job, READY_MIN);
+            self.spares.want(shape, &Owner::of(&start), 1);
+            self.spares.want(shape, &Owner::of(&start), READY_MIN);
         }
     }
 
-    pub(super) fn take_spare(&mut self, start: &Start, shape: Shape) -> Option<Sandbox> {
+    pub(super) fn take_spare(&mut self, owner: &Owner, shape: Shape, limits: Limits) -> Option<Sandbox> {
         if self.spares.count_max == 0 {
             return None;
         }
-        self.spares.take(shape, start.attempt.job, start.limits)
+        self.spares.take(shape, owner, limits)
     }
 
     /// Makes one of those that are wanted: one a turn, so that no job waits for more.
     pub(super) fn prepare_one(&mut self) {
-        let Some((shape, job)) = self.spares.wanted.pop() else { return };
+        let Some((shape, owner)) = self.spares.wanted.pop() else { return };
         // The uids are for jobs first.
         if self.stopping || (self.spares.by_token.len() + 1) * 4 > self.uids.count() {
             return;
         }
         let Some(demand) = self.spares.demand.get(&shape) else { return };
         let limits = demand.limits;
-        let (network, folder) = self.left_by(shape, job);
-        let of = (network.is_some() || folder.is_some()).then_some(job);
+        let (network, folder) = self.left_by(shape, &owner);
+        let of = (network.is_some() || folder.is_some()).then_some(owner);
         match self.make(shape, network, folder, &limits) {
             Ok(sandbox) => {
-                let spare = Spare { sandbox, state: State::Making, job: of };
+                let spare = Spare { sandbox, state: State::Making, owner: of };
                 self.spares.by_token.insert(spare.sandbox.token, spare);
             }
             Err(error) => {
@@ -301,11 +305,11 @@ impl Keeper {
         }
     }
 
-    /// What an earlier task of the job has left, as far as a sandbox of this shape can use it.
-    pub(super) fn left_by(&mut self, shape: Shape, job: u64) -> (Option<Rc<OwnedFd>>, Option<Folder>) {
-        let network = shape.fences.has(Fence::NsNet).then(|| self.spares.network_for(job)).flatten();
+    /// What an earlier job of the owner has left, as far as a sandbox of this shape can use it.
+    pub(super) fn left_by(&mut self, shape: Shape, owner: &Owner) -> (Option<Rc<OwnedFd>>, Option<Folder>) {
+        let network = shape.fences.has(Fence::NsNet).then(|| self.spares.network_for(owner)).flatten();
         let on_disk = !self.fences.raised(shape.fences).has(Fence::RootReadonly);
-        (network, on_disk.then(|| self.spares.folder_for(job)).flatten())
+        (network, on_disk.then(|| self.spares.folder_for(owner)).flatten())
     }
 
     /// Something happened to a sandbox that waits.
@@ -316,7 +320,7 @@ impl Keeper {
                 Status::Parked { network_joined, assemble_us } => {
                     spare.sandbox.made.assemble_us = assemble_us;
                     if !network_joined && spare.sandbox.folder_on_disk.is_none() {
-                        spare.job = None;
+                        spare.owner = None;
                     }
                     match ready(&self.fences, self.rootless, &mut spare.sandbox, network_joined, beside) {
                         Ok(()) if spare.state == State::Making => spare.state = State::Ready,
@@ -355,18 +359,22 @@ impl Keeper {
         self.rubbish.push(Rubbish::of(sandbox));
     }
 
-    /// Of an attempt that is over, with nothing in it but its init: kept for the job's next task if it is as new, and
-    /// if more than one ever came; else let go.
-    pub(super) fn take_back(&mut self, sandbox: Sandbox, job: u64, as_new: bool) {
-        let another_is_expected = self.spares.shelf(job).taken > 1;
-        let mut spare = Spare { sandbox, state: State::Ready, job: Some(job) };
-        let is_kept = as_new && another_is_expected && !self.stopping && !self.upgrading && self.spares.has_room(job);
+    /// Of an attempt that is over, with nothing in it but its init: kept for the owner's next job if it is as new, else
+    /// let go.
+    pub(super) fn take_back(&mut self, sandbox: Sandbox, owner: Owner, as_new: bool) {
+        let is_usable = as_new && owner.is_known() && !self.stopping && !self.upgrading;
+        let is_kept = is_usable && self.spares.has_room(&owner);
+        if is_kept {
+            self.spares.shelf(&owner);
+        }
+        let mut spare = Spare { sandbox, state: State::Ready, owner: None };
         if !is_kept {
             if let Some(network) = spare.sandbox.network.take() {
-                self.spares.shelve_network(job, network);
+                self.spares.shelve_network(&owner, network);
             }
             end_spare(&mut spare);
         }
+        spare.owner = Some(owner);
         self.spares.by_token.insert(spare.sandbox.token, spare);
     }
 
@@ -376,17 +384,19 @@ impl Keeper {
             return;
         }
         let spares = &mut self.spares;
-        let gone: Vec<u64> = spares
+        let gone: Vec<Owner> = spares
             .shelves
             .iter()
-            .filter(|(_, shelf)| shelf.used_us + JOB_UNUSED_US < now)
-            .map(|(job, _)| *job)
+            .filter(|(_, shelf)| shelf.used_us + OWNER_UNUSED_US < now)
+            .map(|(owner, _)| owner.clone())
             .collect();
         let mut folders = Vec::new();
-        for job in &gone {
-            folders.extend(spares.shelves.remove(job).into_iter().flat_map(|shelf| shelf.folders));
+        for owner in &gone {
+            folders.extend(spares.shelves.remove(owner).into_iter().flat_map(|shelf| shelf.folders));
         }
-        for spare in spares.by_token.values_mut().filter(|spare| spare.job.is_some_and(|job| gone.contains(&job))) {
+        for spare in
+            spares.by_token.values_mut().filter(|spare| spare.owner.as_ref().is_some_and(|of| gone.contains(of)))
+        {
             end_spare(spare);
         }
         let last = spares.demand.values().map(|demand| demand.used_us).max();
@@ -395,19 +405,19 @@ impl Keeper {
             demand.ready = READY_MIN;
         }
         let mut kept: BTreeMap<Shape, usize> = BTreeMap::new();
-        // Those of a job go with it.
-        for spare in spares.by_token.values_mut().filter(|spare| spare.job.is_none()) {
+        // Those of an owner go with its shelf.
+        for spare in spares.by_token.values_mut().filter(|spare| spare.owner.is_none()) {
             let count = kept.entry(spare.sandbox.shape).or_default();
             *count += 1;
             if spares.demand.get(&spare.sandbox.shape).is_none_or(|demand| *count > demand.ready) {
                 end_spare(spare);
             }
         }
-        // What was let go with its job's network is made anew for whoever comes.
+        // What was let go with its owner's network is made anew for whoever comes.
         let short: Vec<Shape> =
             spares.demand.keys().filter(|shape| kept.get(*shape).copied().unwrap_or(0) == 0).copied().collect();
         for shape in short {
-            spares.want(shape, 0, READY_MIN);
+            spares.want(shape, &Owner::unknown(), READY_MIN);
         }
         let settled = spares.shelves.is_empty()
             && spares.demand.len() <= 1

@@ -61,6 +61,7 @@ pub struct Held {
 struct HeldAttempt {
     key: AttemptKey,
     note: Vec<u8>,
+    owner: Vec<u8>,
     grace_ms: u64,
     time_limit_ms: u64,
     fenced: bool,
@@ -238,6 +239,7 @@ impl Keeper {
         HeldAttempt {
             key: attempt.key,
             note: attempt.note.clone(),
+            owner: attempt.owner.bytes().to_vec(),
             grace_ms: attempt.grace_ms,
             time_limit_ms: attempt.time_limit_ms,
             fenced: self.fenced.contains(&attempt.key),
@@ -318,6 +320,7 @@ impl Keeper {
             let attempt = Attempt {
                 key,
                 note: one.note,
+                owner: one.owner.into(),
                 grace_ms: one.grace_ms,
                 time_limit_ms: one.time_limit_ms,
                 identity: one.identity,
