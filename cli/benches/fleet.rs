@@ -3,6 +3,7 @@
 //!
 //! `muster up --nodes 1` is started, given an array of `/bin/true` in profiles `none` and `strict`, then single jobs
 //! from the shell, apart and in a row. CPU is what each process says of itself in /proc. Nothing fails because of a time.
+//! Where a Python has the package `hyperqueue` (`PYTHON=...` names it), its local cluster runs the same tasks too.
 #![allow(clippy::unwrap_used, reason = "a benchmark may panic")]
 
 use std::{
@@ -74,16 +75,24 @@ impl Fleet {
         begun.elapsed()
     }
 
-    /// All its processes by their part, found as children of children of `up`.
+    /// All its processes by their part, found as children of children of `up`; the spawner's children, which are
+    /// inits, count as its children's time.
     fn processes(&self) -> BTreeMap<String, Process> {
         let all: Vec<Process> =
             fs::read_dir("/proc").unwrap().flatten().filter_map(|e| Process::read(&e.path())).collect();
         let mut ours = vec![self.up.id()];
-        let mut found = BTreeMap::new();
+        let mut found: BTreeMap<String, Process> = BTreeMap::new();
         while let Some(parent) = ours.pop() {
             for process in all.iter().filter(|process| process.parent == parent || process.pid == self.up.id()) {
-                if found.insert(process.part.clone(), process.clone()).is_none() {
-                    ours.push(process.pid);
+                match found.get_mut(&process.part) {
+                    None => {
+                        found.insert(process.part.clone(), process.clone());
+                        ours.push(process.pid);
+                    }
+                    Some(spawner) if process.parent == spawner.pid => {
+                        spawner.children_ticks += process.own_ticks + process.children_ticks;
+                    }
+                    Some(_) => {}
                 }
             }
         }
@@ -168,6 +177,10 @@ fn main() -> ExitCode {
     let (tasks, runs) = (numbers.next().unwrap_or(10_000).max(1), numbers.next().unwrap_or(100).max(1));
     let fleet = Fleet::start();
     println!("{} cores; jobs do without limits where this machine has none ({})", cores(), WITHOUT.join(" "));
+    match local_cluster(tasks) {
+        Some(rate) => println!("HyperQueue's local cluster in Python, {tasks} /bin/true: {rate:.0} tasks/s"),
+        None => println!("HyperQueue: no Python here has its package (pip install hyperqueue, PYTHON=...)"),
+    }
     for profile in ["none", "strict"] {
         array(&fleet, profile, tasks);
     }
@@ -216,6 +229,15 @@ fn array(fleet: &Fleet, profile: &str, tasks: u32) {
 fn us_per_task(ticks: u64, tasks: u32) -> f64 {
     let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).unwrap().unwrap();
     ticks as f64 * 1_000_000.0 / ticks_per_second as f64 / f64::from(tasks)
+}
+
+/// Tasks a second of HyperQueue, unsandboxed and without a journal.
+fn local_cluster(tasks: u32) -> Option<f64> {
+    let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/local_cluster.py");
+    let arguments = [tasks.to_string(), cores().to_string()];
+    let done = Command::new(python).arg(script).args(arguments).stdin(Stdio::null()).output().ok()?;
+    String::from_utf8_lossy(&done.stdout).lines().last()?.parse().ok()
 }
 
 /// Tasks a second of `seq TASKS | xargs -P CORES -n1 /bin/true`.

@@ -25,7 +25,7 @@ pub struct Policy {
     pub allow_poweroff: bool,
     /// Attempts held at once, ended ones included.
     pub attempts_max: usize,
-    /// Sandboxes that wait ready-made at most; 0: each is made when its job comes.
+    /// Sandboxes that are made ahead at most; 0: each is made when its job comes, and none is used again.
     pub prepared_max: usize,
     /// Whose `usr`, `bin`, `lib`, `etc` ... a strict job sees, read-only: `/`, or the folder of an image.
     pub image: PathBuf,

@@ -159,14 +159,20 @@ impl Reading {
 
     /// All that is there of one attempt from the cursor on.
     async fn tell(&self, at: &mut Cursor, stored: &StoredAttempt) -> Result<Result<(), Gone>, Status> {
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            loop {
-                let (logs, attempt, offset) = (self.context.logs.clone(), at.attempt, *at.at(stream));
-                let read = move || logs.read(attempt, stream, offset, limits::CHUNK_BYTES).map_err(status::log);
-                let data = blocking(read).await?;
-                if data.is_empty() {
-                    break;
-                }
+        loop {
+            let (logs, from) = (self.context.logs.clone(), *at);
+            // Both at once: mostly there is nothing, and a handover to another thread costs more than the look.
+            let read = move || -> Result<_, Status> {
+                let read = |stream, offset| logs.read(from.attempt, stream, offset, limits::CHUNK_BYTES);
+                let stdout = read(Stream::Stdout, from.stdout).map_err(status::log)?;
+                let stderr = read(Stream::Stderr, from.stderr).map_err(status::log)?;
+                Ok([(Stream::Stdout, stdout), (Stream::Stderr, stderr)])
+            };
+            let found = blocking(read).await?;
+            if found.iter().all(|(_, data)| data.is_empty()) {
+                break;
+            }
+            for (stream, data) in found.into_iter().filter(|(_, data)| !data.is_empty()) {
                 if self.send(at, stream, data).await.is_err() {
                     return Ok(Err(Gone));
                 }

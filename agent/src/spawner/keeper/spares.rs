@@ -35,12 +35,14 @@ const READY_MIN: usize = 2;
 const OWNER_UNUSED_US: u64 = 5_000_000;
 /// How often that is looked at.
 const TIDY_US: u64 = 1_000_000;
+/// Sandboxes that were left as new and are kept for their owners: as many as run at once on a large host.
+const KEPT_MAX: usize = 128;
 /// Network namespaces, and folders, kept for one owner.
 const SHELF_MAX: usize = 32;
 
 /// The sandboxes that wait, and what they are kept for.
 pub struct Spares {
-    /// At most so many wait.
+    /// At most so many wait that served nobody yet; 0: none waits at all.
     count_max: usize,
     by_token: BTreeMap<u64, Spare>,
     demand: BTreeMap<Shape, Demand>,
@@ -191,8 +193,11 @@ impl Spares {
 
     /// Room for one more of this owner: if need be, that of the one that waits longest for its own.
     fn has_room(&mut self, owner: &Owner) -> bool {
-        let waiting = self.by_token.values().filter(|spare| spare.state != State::Ending).count();
-        if waiting < self.count_max {
+        if self.count_max == 0 {
+            return false;
+        }
+        let kept = self.by_token.values().filter(|spare| spare.state != State::Ending && spare.owner.is_some());
+        if kept.count() < KEPT_MAX {
             return true;
         }
         let used_us = |of: &Owner| self.shelves.get(of).map_or(0, |shelf| shelf.used_us);
@@ -228,13 +233,12 @@ impl Spares {
     }
 
     fn want(&mut self, shape: Shape, owner: &Owner, ready: usize) {
-        let waiting = self.by_token.values().filter(|spare| spare.may_serve(owner));
-        let (mut all, mut alike) = (self.wanted.len(), self.wanted.iter().filter(|(of, _)| *of == shape).count());
-        for spare in waiting {
-            all += 1;
-            alike += usize::from(spare.sandbox.shape == shape);
-        }
-        if alike < ready && all < self.count_max {
+        let ahead =
+            self.by_token.values().filter(|spare| spare.state != State::Ending && spare.owner.is_none()).count();
+        let alike =
+            self.by_token.values().filter(|spare| spare.may_serve(owner) && spare.sandbox.shape == shape).count();
+        let coming = self.wanted.iter().filter(|(of, _)| *of == shape).count();
+        if alike + coming < ready && ahead + self.wanted.len() < self.count_max {
             self.wanted.push((shape, owner.clone()));
         }
     }
