@@ -289,8 +289,8 @@ fn give_up_rights(blueprint: &Blueprint<'_>) -> Result<(), Failure> {
         // After all mounts, which belong to the host's user namespace and so are out of our own reach from here on.
         sys::unshare(libc::CLONE_NEWUSER).map_err(Failure::at(Step::UserNamespace))?;
     }
-    if fences.has(Fence::CapsNone) && !blueprint.rootless {
-        // After the user namespace, in which a process begins with a full set.
+    if fences.has(Fence::CapsNone) && (!blueprint.rootless || fences.has(Fence::NsUser)) {
+        // After the user namespace, in which a process begins with a full set; an ordinary user has it from the clone.
         sys::drop_bounding_capabilities().map_err(Failure::at(Step::Capabilities))?;
     }
     if fences.has(Fence::Seccomp) {
@@ -523,8 +523,8 @@ fn enter(launch: &Launch<'_>) -> Result<Never, Failure> {
 }
 
 fn limit_job(blueprint: &Blueprint<'_>, order: &Order<'_>) -> Result<(), Errno> {
-    if blueprint.identity.is_some() {
-        // By uid, so only where no other sandbox has the same.
+    // By uid, and since Linux 5.14 by user namespace: so only where no other sandbox has both the same.
+    if blueprint.identity.is_some() || (blueprint.rootless && blueprint.fences.has(Fence::NsUser)) {
         sys::limit_resource(libc::RLIMIT_NPROC, order.processes_max, order.processes_max)?;
     }
     if blueprint.fences.has(Fence::LimitsDisk) && order.file_bytes_max > 0 {
