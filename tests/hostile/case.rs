@@ -160,7 +160,7 @@ pub struct Case {
     pub title: &'static str,
     /// It exhausts or ends what it can reach, or its control does: only where all may be thrown away.
     pub destructive: bool,
-    /// Fences without which it would prove nothing, or would hurt the host.
+    /// Fences without which it would prove nothing, or would hurt the host; or [`crate::differences::ROOT`].
     pub needs: &'static [&'static str],
     pub body: Body,
     pub control: Control,

@@ -13,6 +13,9 @@ use crate::spawner::{Spawner, UIDS};
 const GROWTH_BYTES: u64 = 4 << 20;
 /// One sandbox more or less may be ready for the next request: its descriptors. A leak of one a case is more.
 const SPARE_DESCRIPTORS: usize = 16;
+/// Sandboxes that wait ready-made at most, as [`muster_agent::spawner::policy`] has it by default: more of them wait after
+/// a case with many jobs.
+const READY_MAX: usize = 8;
 /// So many looks at it show the same.
 const TICKS_AT_REST: u32 = 10;
 const PAGE_BYTES: u64 = 4_096;
@@ -69,10 +72,14 @@ impl Base {
                 self.resident_bytes
             ));
         }
-        if eventually_blocking(WAIT, || (children(pid).len() <= self.children + 1).then_some(())).is_none() {
+        let most = self.children.max(READY_MAX) + 1;
+        if eventually_blocking(WAIT, || (children(pid).len() <= most).then_some(())).is_none() {
             broken.push(format!("I3: the spawner has the children {:?}, {} before", children(pid), self.children));
         }
-        let left = processes_of_jobs(spawner.first_uid);
+        if eventually_blocking(WAIT, || dead_children(pid).is_empty().then_some(())).is_none() {
+            broken.push(format!("I3: the spawner has not waited for {:?}", dead_children(pid)));
+        }
+        let left = processes_of_jobs(spawner);
         if !left.is_empty() {
             broken.push(format!("I3: processes of jobs are left: {left:?}"));
         }
@@ -98,20 +105,52 @@ impl Base {
     }
 }
 
-/// Pids whose uid is one of the range for jobs, with that uid.
-pub fn processes_of_jobs(first_uid: u32) -> Vec<(u32, u32)> {
-    let range = first_uid..first_uid + UIDS;
+/// Processes of jobs, each with what tells its sandbox from others. As root that is its uid, one of the range for jobs;
+/// an ordinary user's jobs have the user's own, and are the children of the spawner's children, which are their inits.
+pub fn processes_of_jobs(spawner: &Spawner) -> Vec<(u32, u32)> {
+    let range = spawner.first_uid..spawner.first_uid + UIDS;
+    let processes = processes();
+    if host::is_root() {
+        let of_jobs = processes.iter().filter(|process| range.contains(&process.uid) && !process.dead);
+        return of_jobs.map(|process| (process.pid, process.uid)).collect();
+    }
+    let parents: BTreeMap<u32, u32> = processes.iter().map(|process| (process.pid, process.parent)).collect();
+    let spawner = spawner.part.pid();
+    let init_of = |pid: u32| {
+        let mut at = pid;
+        while let Some(parent) = parents.get(&at) {
+            if *parent == spawner {
+                return Some(at).filter(|init| *init != pid);
+            }
+            at = *parent;
+        }
+        None
+    };
+    processes.iter().filter(|process| !process.dead).filter_map(|one| Some((one.pid, init_of(one.pid)?))).collect()
+}
+
+struct Process {
+    pid: u32,
+    parent: u32,
+    uid: u32,
+    /// Its parent has not waited for it: it runs no more.
+    dead: bool,
+}
+
+fn processes() -> Vec<Process> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     pids.filter_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
         let status = fs::read_to_string(entry.path().join("status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-        let uid: u32 = line.split_whitespace().next()?.parse().ok()?;
-        // A dead one that its parent has not waited for runs no more.
-        let dead = status.lines().any(|line| line.starts_with("State:") && (line.contains('Z') || line.contains('X')));
-        (range.contains(&uid) && !dead).then_some((pid, uid))
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+        let (parent, uid) = (field("PPid:")?.parse().ok()?, field("Uid:")?.parse().ok()?);
+        Some(Process { pid, parent, uid, dead: field("State:").is_none_or(|state| matches!(state, "Z" | "X")) })
     })
     .collect()
+}
+
+fn dead_children(pid: u32) -> Vec<u32> {
+    processes().into_iter().filter(|one| one.parent == pid && one.dead).map(|one| one.pid).collect()
 }
 
 /// The text's occurrence in what a job wrote, also across other bytes than text.

@@ -5,6 +5,7 @@
 //! run here says why; `--destructive` is for a host that may be thrown away.
 
 mod case;
+mod differences;
 mod fences;
 mod fleet;
 mod inputs;
@@ -41,6 +42,9 @@ struct Options {
     /// Prints the cases and runs none.
     #[arg(long)]
     list: bool,
+    /// Prints what an ordinary user's jobs can do that root's cannot, as docs/sandbox.md has it, and runs none.
+    #[arg(long)]
+    differences: bool,
     /// Also the cases and controls that exhaust or end what they reach: only on a host that may be thrown away.
     #[arg(long)]
     destructive: bool,
@@ -88,6 +92,10 @@ fn run(options: &Options) -> Result<bool, String> {
         }
         return Ok(true);
     }
+    if options.differences {
+        differences::print_table(&chosen);
+        return Ok(true);
+    }
     let tools = tools(options)?;
     match options.r#break.as_deref() {
         Some(fence) => fences::try_all(&tools, &chosen, Some(fence).filter(|fence| *fence != "all")),
@@ -113,8 +121,9 @@ fn run_cases(tools: &Tools, chosen: &[&Case], json: Option<&Path>) -> Result<boo
     let failed = count(|status| *status == Status::Failed);
     println!("slowest canary: {} ms", stage.canary_slowest.as_millis());
     println!(
-        "{} passed, {failed} failed, {} skipped",
+        "{} passed, {} differ as documented, {failed} failed, {} skipped",
         count(|status| *status == Status::Passed),
+        count(|status| matches!(status, Status::Differs(_))),
         count(|status| matches!(status, Status::Skipped(_)))
     );
     if let Some(path) = json {
@@ -130,10 +139,7 @@ fn tools(options: &Options) -> Result<Tools, String> {
         "no probe: build it by `cargo rustc --profile probe -p muster-probe -- -C target-feature=+crt-static`, or name it by --probe".to_owned()
     })?;
     let probe = fs::canonicalize(&probe).map_err(|error| format!("the probe {}: {error}", probe.display()))?;
-    if !host::is_root() {
-        return Err("run it as root: most fences are only raised, and most controls only succeed, as root".to_owned());
-    }
-    let setuid = if options.destructive { Some(install_setuid(&probe)?) } else { None };
+    let setuid = if options.destructive { install_setuid(&probe)? } else { None };
     Ok(Tools { muster, probe, setuid, cgroup: leave_own_group()?, destructive: options.destructive })
 }
 
@@ -145,18 +151,24 @@ fn probe_of_the_build() -> Option<PathBuf> {
     candidates.into_iter().find(|path| path.is_file())
 }
 
-/// Where a job's root shows it. Only on a host that may be thrown away.
-fn install_setuid(probe: &Path) -> Result<PathBuf, String> {
+/// Where a job's root shows it. Only on a host that may be thrown away; an ordinary user has what root has left there.
+fn install_setuid(probe: &Path) -> Result<Option<PathBuf>, String> {
     let path = PathBuf::from("/usr/bin/muster-hostile-set-uid");
+    if !host::is_root() {
+        return Ok(Some(path).filter(|path| path.is_file()));
+    }
     let told = |error: std::io::Error| format!("{}: {error}", path.display());
     fs::copy(probe, &path).map_err(told)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o4_755)).map_err(told)?;
-    Ok(path)
+    Ok(Some(path))
 }
 
 /// In a systemd unit with a delegated cgroup, the spawner shall have that group, and processes live in leaves only.
 fn leave_own_group() -> Result<Option<PathBuf>, String> {
     let (Some(_), Some(mount)) = (std::env::var_os("INVOCATION_ID"), host::cgroup2()) else { return Ok(None) };
+    if !host::is_root() {
+        return Ok(None);
+    }
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let Some(own) = own.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(None) };
     let own = mount.join(own);

@@ -49,7 +49,9 @@ impl Outside {
         let mut line = String::new();
         BufReader::new(victim.stdout.take().expect("it was piped")).read_line(&mut line).map_err(told)?;
         let victim_address = line.trim().parse().map_err(|_| format!("the victim said {line:?}"))?;
-        let folder = ["/run", "/tmp"].into_iter().find(|folder| Path::new(folder).is_dir()).unwrap_or("/tmp");
+        // Where services have theirs, if we may put one there.
+        let may_write = |folder: &&str| nix::unistd::access(*folder, nix::unistd::AccessFlags::W_OK).is_ok();
+        let folder = ["/run", "/tmp"].into_iter().find(may_write).unwrap_or("/tmp");
         let path = Path::new(folder).join(format!("{name}.sock"));
         let _of_a_former_run = fs::remove_file(&path);
         let address = SocketAddr::from_abstract_name(&name).map_err(told)?;

@@ -9,6 +9,8 @@ use crate::case::Case;
 pub enum Status {
     Passed,
     Failed,
+    /// As documented for a host that lacks something: what.
+    Differs(String),
     Skipped(String),
 }
 
@@ -59,6 +61,7 @@ impl Report {
         let status = match &self.status {
             Status::Passed => "PASS".to_owned(),
             Status::Failed => "FAIL".to_owned(),
+            Status::Differs(what) => format!("differs: {what}"),
             Status::Skipped(why) => format!("SKIP: {why}"),
         };
         let refused = format!("{}/{}", self.refused, self.tries);
@@ -78,6 +81,7 @@ impl Report {
         let (status, why) = match &self.status {
             Status::Passed => ("pass", ""),
             Status::Failed => ("fail", ""),
+            Status::Differs(what) => ("differs", what.as_str()),
             Status::Skipped(why) => ("skip", why.as_str()),
         };
         json!({

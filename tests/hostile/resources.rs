@@ -267,7 +267,7 @@ pub static CASES: [Case; 14] = [
         id: "P13",
         title: "crashes 100 times with 1 GiB mapped",
         destructive: true,
-        needs: &[],
+        needs: &[crate::differences::ROOT],
         body: Body::Acts(crash_in_guest),
         control: Control::None("a crash outside would be dumped: that is the host's own setting"),
         ends: &[],

@@ -13,10 +13,11 @@ use std::{
 };
 
 use muster_agent::spawner::protocol::{AttemptKey, Running, Verdict};
-use muster_tests::{WAIT, eventually_blocking};
+use muster_tests::{WAIT, eventually_blocking, host};
 
 use crate::{
-    case::{self, Attempt, Body, Case, Control, Place, Wants, verdict_text},
+    case::{self, Attempt, Body, Case, Control, Place, Rule, Wants, verdict_text},
+    differences::{self, Difference, ROOT},
     fleet::FleetStage,
     invariants::{self, Base},
     outside::Outside,
@@ -138,8 +139,16 @@ impl Stage {
         if case.destructive && !self.tools.destructive {
             return Some("destructive: only in a throw-away guest".to_owned());
         }
-        let lacking = case.needs.iter().find(|fence| self.spawner.missing.iter().any(|missing| missing == *fence))?;
-        Some(format!("this host lacks {lacking}"))
+        let lacking = case.needs.iter().find(|fence| self.lacks(fence))?;
+        self.difference(case).is_none().then(|| format!("there is no {lacking} here"))
+    }
+
+    fn lacks(&self, fence: &str) -> bool {
+        self.spawner.missing.iter().any(|missing| missing == fence) || (fence == ROOT && !host::is_root())
+    }
+
+    fn difference(&self, case: &Case) -> Option<&'static Difference> {
+        differences::of(case, |fence| self.lacks(fence))
     }
 
     fn play(&mut self, case: &Case, fleet: &mut FleetStage, report: &mut Report) -> Result<Vec<Attempt>, String> {
@@ -193,9 +202,11 @@ impl Stage {
     pub fn live_through(&mut self, key: AttemptKey) -> Result<Life, String> {
         let life = self.spawner.end(key, PATIENCE)?;
         // Told as ended: so nothing of it runs at this moment (FL-5).
-        let left: Vec<_> = invariants::processes_of_jobs(self.spawner.first_uid)
+        let canary =
+            if host::is_root() { Some(self.canary_uid) } else { self.canary.as_ref().map(|canary| canary.init_pid) };
+        let left: Vec<_> = invariants::processes_of_jobs(&self.spawner)
             .into_iter()
-            .filter(|(_, uid)| *uid != self.canary_uid)
+            .filter(|(_, sandbox)| Some(*sandbox) != canary)
             .collect();
         self.spawner.forget(key);
         if !left.is_empty() {
@@ -223,12 +234,14 @@ impl Stage {
     }
 
     fn judge(&self, case: &Case, attempts: &[Attempt], report: &mut Report) {
+        let rules = self.rules(case);
         for attempt in attempts {
-            match case.rules.iter().find(|rule| rule.is_about(&attempt.name)) {
+            match rules.iter().find(|rule| rule.is_about(&attempt.name)) {
                 Some(rule) => report.problems.extend(rule.broken_by(attempt, self)),
                 None => report.problems.push(format!("no rule is about the try {}", attempt.name)),
             }
         }
+        self.judge_difference(case, attempts, report);
         for rule in case.rules.iter().filter(|rule| !matches!(rule.wants, Wants::Never)) {
             if !attempts.iter().any(|attempt| rule.is_about(&attempt.name)) {
                 report.problems.push(format!("{} was never tried", rule.tries));
@@ -237,6 +250,27 @@ impl Stage {
         report.tries = attempts.len();
         report.refused = attempts.iter().filter(|attempt| attempt.outcome.is_err()).count();
         self.judge_control(case, report);
+    }
+
+    /// What holds here: a documented difference comes before the case's own rules.
+    fn rules(&self, case: &Case) -> Vec<&'static Rule> {
+        let differing = self.difference(case).map_or(&[] as &[Rule], |difference| difference.rules);
+        differing.iter().chain(case.rules).collect()
+    }
+
+    /// What is documented as different must be different, else the document is wrong.
+    fn judge_difference(&self, case: &Case, attempts: &[Attempt], report: &mut Report) {
+        let Some(difference) = self.difference(case) else { return };
+        report.status = Status::Differs(format!("without {}, {}", difference.lacks, difference.means));
+        let differs = |rule: &&Rule| {
+            attempts.iter().filter(|attempt| rule.is_about(&attempt.name)).any(|attempt| {
+                let own = case.rules.iter().find(|rule| rule.is_about(&attempt.name));
+                own.is_some_and(|own| own.broken_by(attempt, self).is_some())
+            })
+        };
+        if !difference.rules.is_empty() && !difference.rules.iter().any(|rule| differs(&rule)) {
+            report.problems.push("it ends as everywhere: its documented difference is none".to_owned());
+        }
     }
 
     /// A rule is proved if the same program breaks it outside.
@@ -250,22 +284,22 @@ impl Stage {
             Ok(attempts) => attempts,
             Err(why) => return report.problems.push(format!("the control: {why}")),
         };
-        let breaks = |rule: &case::Rule| {
+        let rules = self.rules(case);
+        let breaks = |rule: &Rule| {
             outside.iter().any(|attempt| {
-                let first = case.rules.iter().find(|rule| rule.is_about(&attempt.name));
-                first.is_some_and(|first| std::ptr::eq(first, rule)) && rule.broken_by(attempt, self).is_some()
+                let first = rules.iter().find(|rule| rule.is_about(&attempt.name));
+                first.is_some_and(|first| std::ptr::eq(*first, rule)) && rule.broken_by(attempt, self).is_some()
             })
         };
-        let proved = case.rules.iter().filter(|rule| breaks(rule)).count();
-        report.unproved = case
-            .rules
-            .iter()
-            .filter(|rule| rule.is_refusal() && !breaks(rule))
-            .map(|rule| rule.tries.to_owned())
-            .collect();
+        let proved = rules.iter().filter(|rule| breaks(rule)).count();
+        report.unproved =
+            rules.iter().filter(|rule| rule.is_refusal() && !breaks(rule)).map(|rule| rule.tries.to_owned()).collect();
         let worked = outside.iter().filter(|attempt| attempt.outcome.is_ok()).count();
         report.control = format!("{worked} of {} work outside", outside.len());
-        if proved == 0 && report.problems.is_empty() {
+        let documented = self.difference(case).is_some_and(|difference| difference.unproved);
+        if documented && proved > 0 {
+            report.problems.push("the control is refused no more: its documented difference is none".to_owned());
+        } else if proved == 0 && !documented && report.problems.is_empty() {
             report.status = Status::Skipped("it proves nothing: the same program does no better outside".to_owned());
         }
     }
@@ -285,7 +319,8 @@ impl Stage {
         program.arg(command).args(facts).current_dir(folder.path()).stdin(Stdio::null());
         program.stdout(File::create(&output).map_err(told)?).stderr(Stdio::null());
         let number = forgotten.as_raw_fd();
-        let enter = move || enter_pen(pen, number);
+        let maps = pen_maps();
+        let enter = move || enter_pen(pen, number, &maps);
         // SAFETY: between fork and exec only system calls are made, none of which takes memory.
         unsafe { program.pre_exec(enter) };
         let mut child = program.spawn().map_err(told)?;
@@ -299,8 +334,21 @@ impl Stage {
     }
 }
 
+/// What an ordinary user writes to be root in a pen of its own; empty as root.
+fn pen_maps() -> Vec<(&'static std::ffi::CStr, String)> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    if uid.is_root() {
+        return Vec::new();
+    }
+    vec![
+        (c"/proc/self/setgroups", "deny".to_owned()),
+        (c"/proc/self/uid_map", format!("0 {uid} 1")),
+        (c"/proc/self/gid_map", format!("0 {gid} 1")),
+    ]
+}
+
 /// Away from what the control would change for others.
-fn enter_pen(pen: &[&str], forgotten: i32) -> std::io::Result<()> {
+fn enter_pen(pen: &[&str], forgotten: i32, maps: &[(&std::ffi::CStr, String)]) -> std::io::Result<()> {
     use nix::{
         fcntl::{FcntlArg, FdFlag, fcntl},
         mount::{MsFlags, mount},
@@ -309,6 +357,13 @@ fn enter_pen(pen: &[&str], forgotten: i32) -> std::io::Result<()> {
     // SAFETY: its owner outlives the spawn.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(forgotten) };
     fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    if !pen.is_empty() && !maps.is_empty() {
+        unshare(CloneFlags::CLONE_NEWUSER)?;
+        for (path, text) in maps {
+            let file = nix::fcntl::open(*path, nix::fcntl::OFlag::O_WRONLY, nix::sys::stat::Mode::empty())?;
+            nix::unistd::write(&file, text.as_bytes())?;
+        }
+    }
     for name in pen {
         let flag = match *name {
             "mount" => CloneFlags::CLONE_NEWNS,
