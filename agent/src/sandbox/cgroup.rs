@@ -94,7 +94,9 @@ impl Root {
     /// A group that should be usable is not.
     pub fn find(node_id: &str, kept: &[&str]) -> io::Result<Option<Self>> {
         let Some(mount) = mount_point() else { return Ok(None) };
-        let root = match delegated_group(&mount) {
+        // As an ordinary user in somebody's unit, such as a session's: it is ours only if it was given to us.
+        let writable = |own: &PathBuf| nix::unistd::access(own, nix::unistd::AccessFlags::W_OK).is_ok();
+        let root = match delegated_group(&mount).filter(|own| nix::unistd::geteuid().is_root() || writable(own)) {
             Some(own) => Self::in_delegated(&own)?,
             None if nix::unistd::geteuid().is_root() => Self::of_our_own(&mount.join(format!("muster-{node_id}")))?,
             None => return Ok(None),
