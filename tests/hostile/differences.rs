@@ -98,27 +98,23 @@ pub fn of(case: &Case, lacks: impl Fn(&str) -> bool) -> Option<&'static Differen
     DIFFERENCES.iter().find(|difference| difference.case == case.id && lacks(difference.lacks))
 }
 
+/// Why a case that needs this is not run for an ordinary user; none: every user has it, or should.
+pub fn why_not_run(missing: &str) -> Option<&'static str> {
+    match missing {
+        ROOT => Some("not run: the suite itself must be root for it"),
+        missing => LACKING.contains(&missing).then_some("not run: nothing would stop it"),
+    }
+}
+
 /// As `docs/sandbox.md` has it: every case that does not simply pass for an ordinary user.
 pub fn print_table(cases: &[&'static Case]) {
     println!("| case | what the job does | missing | as an ordinary user |");
     println!("| --- | --- | --- | --- |");
     for case in cases {
-        let lacks = |fence: &str| LACKING.contains(&fence);
-        let difference = of(case, lacks);
-        let missing = case.needs.iter().find(|fence| lacks(fence));
-        match (difference, missing) {
-            (Some(difference), _) => {
-                println!("| {} | {} | `{}` | {} |", case.id, case.title, difference.lacks, difference.means);
-            }
-            (None, Some(missing)) => {
-                let why = if *missing == ROOT {
-                    "not run: the suite itself must be root for it"
-                } else {
-                    "not run: nothing would stop it"
-                };
-                println!("| {} | {} | `{missing}` | {why} |", case.id, case.title);
-            }
-            (None, None) => {}
+        let difference = of(case, |fence| LACKING.contains(&fence));
+        let needed = case.needs.iter().find_map(|fence| Some((*fence, why_not_run(fence)?)));
+        if let Some((missing, means)) = difference.map(|known| (known.lacks, known.means)).or(needed) {
+            println!("| {} | {} | `{missing}` | {means} |", case.id, case.title);
         }
     }
 }

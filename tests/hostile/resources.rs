@@ -1,11 +1,11 @@
-//! Taking more than was asked for: P01 to P14.
+//! Taking more than was asked for: P01 to P14, P46.
 
-use muster_agent::spawner::protocol::Start;
+use muster_agent::spawner::protocol::{Network, Profile, Start};
 
 use crate::{
     case::{Attempt, Body, Case, Control, Place, Rule, Wants, as_it_is, exact, no_facts, refused, value, works},
     fleet,
-    spawner::{DISK_BYTES, MEMORY_BYTES, PIDS},
+    spawner::{DISK_BYTES, DISK_WRITE_BYTES_PER_SECOND, MEMORY_BYTES, PIDS},
     stage::{Stage, USED_CPU},
 };
 
@@ -83,6 +83,16 @@ fn within_its_share(text: &str, _: &Stage) -> bool {
     text.split_once(" of ").is_some_and(|(used, wall)| number(used) * 1_000 <= number(wall) * 300)
 }
 
+/// Some seconds at the rate that it may have.
+fn much_to_write(_: &Stage, _: Place) -> Vec<String> {
+    vec![format!("bytes={}", 4 * DISK_WRITE_BYTES_PER_SECOND)]
+}
+
+/// A strict job writes to memory alone; what has a folder on a disk is weaker.
+fn on_disk(start: &mut Start) {
+    (start.profile, start.network) = (Profile::Shared, Network::Host);
+}
+
 fn crash_in_guest(stage: &mut Stage) -> Result<Vec<Attempt>, String> {
     // A handler of crashes would run as root outside of every sandbox, for as long as the job cares to crash.
     const PATTERN: &str = "/proc/sys/kernel/core_pattern";
@@ -107,7 +117,7 @@ fn crash_in_guest(stage: &mut Stage) -> Result<Vec<Attempt>, String> {
     Ok(tries)
 }
 
-pub static CASES: [Case; 14] = [
+pub static CASES: [Case; 15] = [
     Case {
         id: "P01",
         title: "fork bomb: own sessions, SIGTERM ignored",
@@ -289,6 +299,22 @@ pub static CASES: [Case; 14] = [
             refused("zombie", &["EAGAIN"]),
             value("zombies|waited", "at most pids.max", at_most_pids),
             value("orphans", "all of them, so the init reaps", |text, _| number(text) == ORPHANS),
+        ],
+    },
+    Case {
+        id: "P46",
+        title: "writes to a disk as fast as it can",
+        destructive: true,
+        needs: &["limits.io"],
+        body: Body::Probe { command: "write-disk", facts: much_to_write, shape: on_disk },
+        control: Control::Runs(&[]),
+        ends: &["exited(0)"],
+        rules: &[
+            works("write-disk"),
+            // A slow machine only writes less.
+            value("bytes-per-second", "the rate of spawner.toml, with room for its edges", |text, _| {
+                number(text) <= DISK_WRITE_BYTES_PER_SECOND * 3 / 2
+            }),
         ],
     },
 ];

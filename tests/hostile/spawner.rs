@@ -38,6 +38,8 @@ pub const UIDS: u32 = 64;
 pub const DISK_BYTES: u64 = 16 << 20;
 /// Processes and threads of each job.
 pub const PIDS: u32 = 64;
+/// What each job may write to each disk.
+pub const DISK_WRITE_BYTES_PER_SECOND: u64 = 1 << 20;
 /// Of each job.
 pub const MEMORY_BYTES: u64 = 256 << 20;
 
@@ -99,8 +101,11 @@ impl Spawner {
         // Each process of the suite has a slot of its own; a suite has one spawner at a time.
         let first_uid = 5_000_000 + (std::process::id() % 10_000) * UIDS;
         let state = folder.path().join("state");
+        let policy = folder.path().join("spawner.toml");
+        std::fs::write(&policy, format!("io_write_bytes_per_second = {DISK_WRITE_BYTES_PER_SECOND}\n"))
+            .map_err(|error| error.to_string())?;
         let mut arguments: Vec<OsString> = vec!["spawner".into(), "--socket".into(), (&path).into(), "--state".into()];
-        arguments.extend([state.into(), "--node-id".into(), (&node).into()]);
+        arguments.extend([state.into(), "--node-id".into(), (&node).into(), "--config".into(), policy.into()]);
         if host::is_root() {
             arguments.extend(["--uids".into(), format!("{first_uid}-{}", first_uid + UIDS - 1).into()]);
         }

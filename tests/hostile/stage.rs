@@ -122,8 +122,8 @@ impl Stage {
     pub fn run(&mut self, case: &Case, fleet: &mut FleetStage) -> Report {
         let since = Instant::now();
         let mut report = Report::of(case);
-        if let Some(why) = self.reason_to_skip(case) {
-            report.status = Status::Skipped(why);
+        if let Some(status) = self.reason_to_skip(case) {
+            report.status = status;
             return report;
         }
         match self.play(case, fleet, &mut report) {
@@ -135,12 +135,15 @@ impl Stage {
         report
     }
 
-    fn reason_to_skip(&self, case: &Case) -> Option<String> {
+    fn reason_to_skip(&self, case: &Case) -> Option<Status> {
         if case.destructive && !self.tools.destructive {
-            return Some("destructive: only in a throw-away guest".to_owned());
+            return Some(Status::Skipped("destructive: only in a throw-away guest".to_owned()));
         }
         let lacking = case.needs.iter().find(|fence| self.lacks(fence))?;
-        self.difference(case).is_none().then(|| format!("there is no {lacking} here"))
+        self.difference(case).is_none().then(|| match differences::why_not_run(lacking) {
+            Some(why) if !host::is_root() => Status::Differs(format!("without {lacking}, {why}")),
+            Some(_) | None => Status::Skipped(format!("there is no {lacking} here")),
+        })
     }
 
     fn lacks(&self, fence: &str) -> bool {

@@ -40,7 +40,7 @@ impl Facts {
 
 type Command = fn(&Facts);
 
-const COMMANDS: [(&str, Command); 42] = [
+const COMMANDS: [(&str, Command); 43] = [
     ("fork-bomb", resources::fork_bomb),
     ("thread-bomb", resources::thread_bomb),
     ("memory", resources::memory),
@@ -49,6 +49,7 @@ const COMMANDS: [(&str, Command); 42] = [
     ("many-files", resources::many_files),
     ("open-files", resources::open_files),
     ("burn", resources::burn),
+    ("write-disk", resources::write_disk),
     ("priority", resources::priority),
     ("large-file", resources::large_file),
     ("crash", resources::crash),

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     thread,
     time::{Duration, Instant},
 };
@@ -182,6 +182,29 @@ pub fn burn(facts: &Facts) {
     };
     let ms = |time: libc::timeval| time.tv_sec * 1_000 + time.tv_usec / 1_000;
     tell_value("cpu-ms", Ok(ms(used.ru_utime) + ms(used.ru_stime)));
+}
+
+/// Writes `bytes` to the disk below its folder, past every cache, and tells how fast that went.
+pub fn write_disk(facts: &Facts) {
+    const BLOCK: usize = 64 << 10;
+    let bytes = facts.number("bytes", 4 << 20);
+    // What goes past the page cache must begin at a page (open(2), O_DIRECT).
+    let room = vec![0x5au8; BLOCK + 4_096];
+    let begin = room.as_ptr().align_offset(4_096);
+    let opened =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT).open("disk");
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) => return tell("write-disk", Err::<(), _>(tell::number(&error))),
+    };
+    let since = Instant::now();
+    let (blocks, refused) = until_refused(bytes / BLOCK as u64, |at| {
+        tell::of(file.write_all_at(&room[begin..begin + BLOCK], at * BLOCK as u64))
+    });
+    let wall_us = since.elapsed().as_micros().max(1);
+    tell_value("write-disk", refused.map_or(Ok(blocks), Err));
+    tell_value("bytes-per-second", Ok(u128::from(blocks) * BLOCK as u128 * 1_000_000 / wall_us));
+    let _the_suites_folder_stays_small = fs::remove_file("disk");
 }
 
 /// A place before all others.
