@@ -182,6 +182,11 @@ impl World {
             "stuck" => {
                 self.report(first, |node, session, attempt, _| Event::AttemptStuck { node, session, attempt }, &words)
             }
+            "stop_notice" => {
+                let node = self.node(first);
+                let within = words.named.get("within").map(|span| seconds(span));
+                self.apply(Event::StopNotice { node, session: self.session(node), reason, within })
+            }
             "given_back" => {
                 let id = attempt(first);
                 let node = self.fleet.attempt(id).expect("a live attempt").node;

@@ -234,11 +234,28 @@ impl Fleet {
         out: &mut Output,
     ) {
         let Some(node) = self.node_on(id, session) else { return };
-        let actor = Actor(format!("host {}", node.record.name));
         let deadline = within.map(|within| now + within);
+        let (actor, reason) = match &node.record.duty {
+            Duty::Eligible | Duty::Cordoned(_) => (host_actor(&node.record.name), reason),
+            // Somebody else's drain stays theirs: it holds on after the host has come back.
+            Duty::Draining(drain) => (drain.order.actor.clone(), format!("{}; {reason}", drain.order.reason)),
+            // Nothing runs there any more, and nothing new is placed.
+            Duty::Drained { .. } | Duty::Stopping { .. } => return,
+        };
         let order = DrainOrder { deadline, then: DrainThen::Nothing, refusable: false, actor, reason };
         // The node is known and connected, so it is not gone: a drain of it is never denied.
         let _granted = self.drain(id, order, now, out);
+    }
+
+    /// A host that was stopped by its own system and begins anew is as it was before. A person's drain is not undone.
+    pub(super) fn end_own_drain(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let actor = host_actor(&node.record.name);
+        let (Duty::Draining(drain) | Duty::Drained { drain, .. }) = &node.record.duty else { return };
+        if drain.order.actor == actor && drain.order.then == DrainThen::Nothing {
+            record(out, now, Subject::Node(id), "resumed", String::from("it was started again"), Some(&actor));
+            self.restore_duty(id, out);
+        }
     }
 
     /// A host on which a killed process does not die is not trusted with more: it is cordoned, until a person
@@ -256,10 +273,15 @@ impl Fleet {
         if !matches!(node.record.duty, Duty::Eligible) {
             return;
         }
-        let actor = Actor(format!("host {}", node.record.name));
+        let actor = host_actor(&node.record.name);
         let reason = format!("quarantined: attempt {attempt} does not end after SIGKILL");
         let _granted = self.cordon(id, actor, reason, now, out);
     }
+}
+
+/// Whose word it is when a host speaks for itself.
+fn host_actor(name: &str) -> Actor {
+    Actor(format!("host {name}"))
 }
 
 /// Two requests for one drain: the earlier deadline, the further `then`, the later words.

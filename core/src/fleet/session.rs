@@ -100,6 +100,9 @@ impl Fleet {
         self.note_running(id, &hello.held, now, out);
         self.compare_at_hello(id, &hello.held, rebooted, restarted, now, out);
         self.welcome(id, session, &hello.held, out);
+        if rebooted || restarted {
+            self.end_own_drain(id, now, out);
+        }
         self.remind(id, session, hello.closed_for_drain, now, out);
         self.settle_joined_host(id, out);
         let sentence = format!("{} CPU, {}", crate::resources::Cores(hello.capacity.cpu_milli), hello.version);
