@@ -308,5 +308,6 @@ const fn name_of(event: &Event) -> &'static str {
         Event::Outputs { .. } => "Outputs",
         Event::Stuck { .. } => "Stuck",
         Event::Denied { .. } => "Denied",
+        Event::Leaving { .. } => "Leaving",
     }
 }

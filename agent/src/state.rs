@@ -37,6 +37,8 @@ pub struct StateFolder {
 }
 
 /// What counts this installation and its starts.
+const REMEMBERED: &str = "agent.json";
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Remembered {
     instance: String,
@@ -54,8 +56,8 @@ impl StateFolder {
             fs::create_dir_all(&path).map_err(failed("make the folder", &path))?;
         }
         let lock = lock(&root.join("lock"))?;
-        let path = root.join("agent.json");
-        let mut remembered = match fs::read(&path) {
+        let path = root.join(REMEMBERED);
+        let remembered = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| StateError {
                 action: "read (it is damaged; restore it, or remove the folder and join again)",
                 path: path.clone(),
@@ -64,10 +66,19 @@ impl StateFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Remembered::new(),
             Err(error) => return Err(failed("read", &path)(error)),
         };
-        remembered.agent_start += 1;
-        let text = serde_json::to_vec(&remembered).expect("plain fields are JSON");
-        write_durably(&path, &text, 0o600)?;
-        Ok(Self { root: root.to_owned(), remembered, _lock: lock })
+        let mut state = Self { root: root.to_owned(), remembered, _lock: lock };
+        state.count_start()?;
+        Ok(state)
+    }
+
+    /// Counts a start; also of a host that begins anew under the same agent.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn count_start(&mut self) -> Result<(), StateError> {
+        self.remembered.agent_start += 1;
+        let text = serde_json::to_vec(&self.remembered).expect("plain fields are JSON");
+        write_durably(&self.root.join(REMEMBERED), &text, 0o600)
     }
 
     /// Where it is.

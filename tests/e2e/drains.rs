@@ -133,6 +133,67 @@ async fn a_stopped_node_leaves_nothing_on_its_host() {
     assert!(!host::muster_cgroups().contains(&own), "its cgroup is gone");
 }
 
+/// What a spawner has told the service manager so far.
+fn told(manager: &std::os::unix::net::UnixDatagram) -> String {
+    let mut all = String::new();
+    let mut buffer = [0; 4_096];
+    while let Ok(length) = manager.recv(&mut buffer) {
+        all.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+    all
+}
+
+#[tokio::test]
+async fn a_host_that_is_stopped_by_its_system_drains_itself_first() {
+    let mut fleet = Fleet::start().await;
+    let manager = std::os::unix::net::UnixDatagram::bind(fleet.notify_socket("n1")).expect("a socket");
+    manager.set_nonblocking(true).expect("a socket's flag");
+    let policy = "drain_at_stop_seconds = 600\n";
+    fleet.add_node("n1", &NodeOptions { policy, ..NodeOptions::default() }).await;
+    let job = fleet.client.submit(fleet.script("sleep 3; echo finished")).await;
+    fleet.client.running(job, 1).await;
+    assert!(told(&manager).contains("READY=1"));
+
+    let spawner = fleet.node("n1").spawner.as_mut().expect("a spawner");
+    spawner.signal(nix::sys::signal::Signal::SIGTERM);
+    let node = fleet.client.node_in("n1", "draining").await;
+    assert!(node.drain.is_some_and(|drain| drain.deadline_ms.is_some()), "it has the time that the host has");
+    let later = fleet.client.submit(fleet.job(["/bin/true"])).await;
+
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
+    assert_eq!(fleet.client.output(job, 0).await.0, b"finished\n");
+    fleet.client.node_in("n1", "drained").await;
+    let spawner = fleet.node("n1").spawner.as_mut().expect("a spawner");
+    assert!(spawner.wait(WAIT).success(), "it ends by itself when the drain is proved: {}", spawner.log());
+    let told = told(&manager);
+    assert!(told.contains("STOPPING=1") && told.contains("EXTEND_TIMEOUT_USEC="), "it asked for time: {told}");
+    assert_eq!(fleet.client.summary(later).await.state, "waiting");
+
+    // Started again it takes work as before, without an operator.
+    fleet.start_spawner("n1");
+    fleet.client.node_in("n1", "ready").await;
+    assert_eq!(fleet.client.finished(later, WAIT).await.summary.state, "succeeded");
+}
+
+#[tokio::test]
+async fn a_second_signal_means_that_the_time_is_over() {
+    let mut fleet = Fleet::start().await;
+    let policy = "drain_at_stop_seconds = 600\n";
+    fleet.add_node("n1", &NodeOptions { policy, ..NodeOptions::default() }).await;
+    let marker = fresh_key();
+    let job = fleet.client.submit(fleet.job(["/bin/sh", "-c", "sleep 600; :", &marker])).await;
+    fleet.client.running(job, 1).await;
+    let spawner = fleet.node("n1").spawner.as_mut().expect("a spawner");
+    spawner.signal(nix::sys::signal::Signal::SIGTERM);
+    fleet.client.node_in("n1", "draining").await;
+    let spawner = fleet.node("n1").spawner.as_mut().expect("a spawner");
+    assert!(spawner.is_running() && !host::processes_with(&marker).is_empty(), "the first one lets it finish");
+    spawner.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(spawner.wait(WAIT).success());
+    assert_eq!(host::processes_with(&marker), Vec::new());
+}
+
 #[tokio::test]
 async fn a_dry_run_lists_the_blockers_and_changes_nothing() {
     let fleet = Fleet::with_node().await;

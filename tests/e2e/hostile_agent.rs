@@ -106,6 +106,7 @@ impl Spawner {
                     | Event::Ended { .. }
                     | Event::Outputs { .. }
                     | Event::Stuck { .. }
+                    | Event::Leaving { .. }
                     | Event::Denied { .. } => break,
                 }
             }
@@ -402,6 +403,7 @@ fn nothing_is_obeyed_before_a_greeting_in_the_right_version() {
         Request::Forget { attempt: held },
         Request::RenewLease { deadline_boottime_ms: u64::MAX },
         Request::Poweroff,
+        Request::Drained,
     ];
     for request in &requests {
         spawner.ask(request, &[]);
@@ -509,6 +511,28 @@ fn power_off_is_the_owners_to_allow() {
     spawner.ask(&Request::Poweroff, &[]);
     assert_eq!(spawner.denied(), "power-off is not allowed here: set allow_poweroff in spawner.toml");
     spawner.works_as_before();
+}
+
+#[test]
+fn a_stop_of_the_host_is_not_the_agents_to_claim_or_to_hasten() {
+    let mut spawner = Spawner::start_with("drain_at_stop_seconds = 600\n", 8);
+    spawner.ask(&Request::Drained, &[]);
+    assert_eq!(spawner.denied(), "nobody has told this host to stop");
+    let (held, release) = spawner.waiting_job(false);
+    spawner.part.signal(nix::sys::signal::Signal::SIGTERM);
+    let Event::Leaving { within_ms } = spawner.hear().0 else { panic!("the agent is told") };
+    assert!(within_ms > 0 && within_ms <= 600_000, "{within_ms}");
+    // What runs does not end by the agent's word, and nothing new begins.
+    spawner.ask(&Request::Drained, &[]);
+    let late = spawner.script("exit 0");
+    let key = late.attempt;
+    spawner.ask(&Request::Start(Box::new(late)), &[]);
+    let Verdict::Refused { fence, .. } = spawner.ended(key).verdict else { panic!("it is refused") };
+    assert_eq!(fence, "spawner");
+    spawner.ends_by_itself(held, &release);
+    assert!(spawner.part.is_running(), "an end is held");
+    spawner.ask(&Request::Forget { attempt: key }, &[]);
+    assert!(spawner.part.wait(WAIT).success(), "it ends by itself: {}", spawner.part.log());
 }
 
 #[test]
@@ -637,6 +661,7 @@ impl Spawner {
                 | Event::Attached { .. }
                 | Event::Outputs { .. }
                 | Event::Stuck { .. }
+                | Event::Leaving { .. }
                 | Event::Denied { .. } => {}
             }
         }

@@ -13,7 +13,12 @@ use muster_core::fence;
 use muster_proto::v1;
 use tempfile::TempDir;
 
-use crate::{Client, WAIT, client::bytes, eventually, host, part::Part};
+use crate::{
+    Client, WAIT,
+    client::bytes,
+    eventually, host,
+    part::{Part, Surroundings},
+};
 
 /// Each node as root gets this many uids for its jobs; nodes of tests at the same time must not share any.
 const UIDS_PER_NODE: u32 = 512;
@@ -29,11 +34,13 @@ pub struct NodeOptions {
     pub pool: &'static str,
     /// Only a slice of this machine: usage is that of its attempts.
     pub slice: bool,
+    /// Its `spawner.toml`; empty: none.
+    pub policy: &'static str,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { cpu: "4", memory: "8G", pool: "", slice: true }
+        Self { cpu: "4", memory: "8G", pool: "", slice: true, policy: "" }
     }
 }
 
@@ -174,6 +181,11 @@ impl Fleet {
         let mut spawner: Vec<OsString> = vec!["spawner".into(), "--socket".into(), (&socket).into()];
         spawner.extend(["--state".into(), state.join("spawner").into(), "--node-id".into()]);
         spawner.push(self.node_id(name).into());
+        if !options.policy.is_empty() {
+            let path = state.join("spawner.toml");
+            std::fs::write(&path, options.policy).expect("a policy");
+            spawner.extend(["--config".into(), path.into()]);
+        }
         if host::is_root() {
             spawner.extend(["--uids".into(), uid_range().into()]);
         }
@@ -207,8 +219,17 @@ impl Fleet {
     /// Starts a node's spawner (again).
     pub fn start_spawner(&mut self, name: &str) {
         let log = self.folder.path().join(format!("{name}-spawner.log"));
+        let environment = vec![("NOTIFY_SOCKET".into(), self.notify_socket(name).into())];
+        let surroundings = Surroundings { environment, cgroup: None };
         let node = self.node(name);
-        node.spawner = Some(Part::start(&format!("spawner {name}"), &log, &node.spawner_arguments));
+        let part = Part::start_in(&format!("spawner {name}"), &log, &node.spawner_arguments, &surroundings);
+        node.spawner = Some(part);
+    }
+
+    /// Where a node's spawner tells the service manager how it is (sd_notify(3)); a test may listen there.
+    #[must_use]
+    pub fn notify_socket(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{name}-notify"))
     }
 
     /// Fences of profile strict that this host's nodes lack.

@@ -216,6 +216,7 @@ impl Spawner {
             | Event::Welcome { .. }
             | Event::Held { .. }
             | Event::HeldAll
+            | Event::Leaving { .. }
             | Event::Attached { .. } => {}
         }
     }

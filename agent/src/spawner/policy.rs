@@ -29,6 +29,8 @@ pub struct Policy {
     pub prepared_max: usize,
     /// Whose `usr`, `bin`, `lib`, `etc` ... a strict job sees, read-only: `/`, or the folder of an image.
     pub image: PathBuf,
+    /// When the host's system stops the spawner, what runs may finish for so long; 0: it is ended at once.
+    pub drain_at_stop_seconds: u32,
     /// What a job may read from each disk; 0: no limit. Needs the cgroup v2 controller `io`.
     pub io_read_bytes_per_second: u64,
     /// What a job may write to each disk; 0: no limit.
@@ -98,6 +100,7 @@ impl Default for Policy {
             attempts_max: 8_192,
             prepared_max: 8,
             image: PathBuf::from("/"),
+            drain_at_stop_seconds: 0,
             io_read_bytes_per_second: 0,
             io_write_bytes_per_second: 0,
         }

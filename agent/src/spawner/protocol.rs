@@ -87,6 +87,9 @@ pub enum Request {
     },
     /// Power the host off. Refused unless `spawner.toml` allows it.
     Poweroff,
+    /// After [`Event::Leaving`]: the coordinator has taken the proof that this host is drained. Changes nothing
+    /// but how soon a spawner that holds nothing ends.
+    Drained,
 }
 
 /// All that a start needs.
@@ -242,6 +245,12 @@ pub enum Event {
         attempt: Option<AttemptKey>,
         /// The sentence.
         reason: String,
+    },
+    /// The host's own system stops this node: nothing more is started, and what runs then is ended. Also after
+    /// `HeldAll`, to an agent that comes later.
+    Leaving {
+        /// Milliseconds from now.
+        within_ms: u64,
     },
 }
 

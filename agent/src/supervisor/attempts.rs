@@ -159,6 +159,7 @@ impl Supervisor {
             }
             Event::Stuck { attempt } => self.tell_stuck(attempt),
             Event::Denied { attempt, reason } => self.on_denied(attempt, reason),
+            Event::Leaving { within_ms } => self.on_leaving(within_ms),
             Event::Welcome { .. } | Event::Held { .. } | Event::HeldAll => {
                 self.on_link_failed(&LinkError::OutOfOrder("a greeting"));
             }

@@ -118,6 +118,10 @@ pub struct Supervisor {
     inbox: mpsc::Sender<Notice>,
     notices: Option<mpsc::Receiver<Notice>>,
     outcome: Option<Result<Left, SupervisorError>>,
+    /// Of the spawner that we last spoke to.
+    spawner_id: Option<[u8; 16]>,
+    /// The host's own system stops this node, and what runs then is ended.
+    leaving_at: Option<Instant>,
 }
 
 /// What the spawner said of this host.
@@ -182,6 +186,8 @@ impl Supervisor {
             inbox,
             notices: Some(notices),
             outcome: None,
+            spawner_id: None,
+            leaving_at: None,
         })
     }
 
@@ -321,9 +327,31 @@ impl Supervisor {
         }
     }
 
+    /// The spawner is told to stop by the host's own system: the coordinator drains this node in the time there is.
+    pub(super) fn on_leaving(&mut self, within_ms: u64) {
+        // Said again on each new link, and to be told once: a second notice would begin a second drain.
+        if self.leaving_at.is_none() {
+            tracing::info!(within_ms, "this host's system stops the node");
+            self.leaving_at = Some(Instant::now() + Duration::from_millis(within_ms));
+            self.say_leaving();
+        }
+    }
+
+    /// Also first thing on a new stream, because it may not have arrived on the old one.
+    fn say_leaving(&mut self) {
+        let Some(at) = self.leaving_at else { return };
+        let left = at.saturating_duration_since(Instant::now());
+        let within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let reason = String::from("its own system stops it");
+        self.say(v1::agent_message::Message::StopNotice(v1::StopNotice { reason, within_ms: Some(within_ms) }));
+    }
+
     fn release(&mut self, then: DrainThen) {
         let sentence = match then {
             DrainThen::Nothing => {
+                if self.leaving_at.is_some() {
+                    self.ask_spawner(&Request::Drained);
+                }
                 notify(&[sd_notify::NotifyState::Status("drained; closed to work")]);
                 return;
             }
@@ -406,6 +434,15 @@ impl Supervisor {
                 tracing::info!(fence, reason, "this host lacks a fence");
             }
             self.sweep_spool(&greeting);
+        }
+        if self.spawner_id.replace(greeting.spawner_id) != Some(greeting.spawner_id) && self.leaving_at.take().is_some()
+        {
+            // Stopped and started again, and we with it: the coordinator undoes that drain for a host that begins anew.
+            match self.state.count_start() {
+                Ok(()) => self.disconnect("the node begins anew"),
+                Err(error) => self.outcome = Some(Err(error.into())),
+            }
+            self.connect_at = Some(Instant::now());
         }
         let changed = self.facts.replace(facts.clone()).is_none_or(|before| before != facts);
         self.take_over(greeting);

@@ -149,6 +149,7 @@ impl Supervisor {
         });
         self.tell(HostEvent::Connected { term, unknown });
         self.settle();
+        self.say_leaving();
         self.heartbeat();
         self.pump_uploads();
         notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("connected")]);

@@ -213,7 +213,11 @@ fn answer(connection: &OwnedFd, shared: &mut Shared, request: &Request, descript
             send(connection, &Event::Outputs { attempt: *attempt, files, last: true }, &raw);
         }
         Request::Forget { attempt } => drop(shared.held.remove(attempt)),
-        Request::StartInMemory | Request::Stop { .. } | Request::RenewLease { .. } | Request::Poweroff => {}
+        Request::StartInMemory
+        | Request::Stop { .. }
+        | Request::RenewLease { .. }
+        | Request::Poweroff
+        | Request::Drained => {}
     }
 }
 

@@ -43,7 +43,7 @@ impl Keeper {
             return self.deny(Some(key), "this attempt was accepted before");
         }
         let requested_us = sys::boottime_us();
-        let refused = if self.stopping {
+        let refused = if self.stopping || self.leaving.is_some() {
             Some(("spawner", "this spawner is stopping".to_owned()))
         } else if self.policy.allows(start.profile) {
             self.fences.lacking(&start)

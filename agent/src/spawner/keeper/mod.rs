@@ -4,6 +4,7 @@
 
 mod ending;
 mod launching;
+mod leaving;
 mod outputs;
 mod spares;
 mod talking;
@@ -81,6 +82,8 @@ pub struct Keeper {
     /// Children that remove folders, to be reaped.
     helpers: Vec<OwnedFd>,
     stopping: bool,
+    /// SIGTERM: what runs may finish first.
+    leaving: Option<leaving::Leaving>,
     /// SIGHUP: the next program takes over as soon as no sandbox is half made for a job.
     upgrading: bool,
     buffer: Vec<u8>,
@@ -193,6 +196,7 @@ impl Keeper {
             rubbish: Vec::new(),
             helpers: Vec::new(),
             stopping: false,
+            leaving: None,
             upgrading: false,
             buffer: vec![0; PACKET_BYTES_MAX],
         };
@@ -260,6 +264,7 @@ impl Keeper {
                 }
             }
             self.meet_deadlines();
+            self.pursue_leaving();
             // The agent first: what it hears may bring the next job while we tidy up and make ready.
             self.flush();
             if self.upgrading && !self.stopping {
@@ -278,10 +283,10 @@ impl Keeper {
 
     fn hear_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            if signal.ssi_signo.cast_signed() == libc::SIGHUP {
+            if signal.ssi_signo.cast_signed() != libc::SIGHUP {
+                self.on_terminate();
+            } else if self.leaving.is_none() {
                 self.upgrading = true;
-            } else {
-                self.end_all(u64::MAX);
             }
         }
     }
@@ -297,7 +302,13 @@ impl Keeper {
         let now = sys::boottime_us();
         let quiet = (self.spares.wants_one() || !self.rubbish.is_empty()).then_some(now + QUIET_MS * 1_000);
         let attempt = self.timers.first().map(|(due, _)| *due);
-        let due = attempt.into_iter().chain(self.lease_due_us()).chain(self.spares.due_us()).chain(quiet).min();
+        let due = attempt
+            .into_iter()
+            .chain(self.lease_due_us())
+            .chain(self.spares.due_us())
+            .chain(self.leaving_due_us())
+            .chain(quiet)
+            .min();
         let Some(due) = due else { return EpollTimeout::NONE };
         let left_ms = due.saturating_sub(now).div_ceil(1_000);
         EpollTimeout::try_from(i32::try_from(left_ms).unwrap_or(i32::MAX)).unwrap_or(EpollTimeout::NONE)

@@ -158,6 +158,7 @@ impl Keeper {
             Request::Forget { attempt } => self.forget(attempt),
             Request::RenewLease { deadline_boottime_ms } => self.renew_lease(deadline_boottime_ms),
             Request::Poweroff => self.power_off(),
+            Request::Drained => self.note_drained(),
         }
     }
 
@@ -165,6 +166,7 @@ impl Keeper {
         if version != PROTOCOL_VERSION {
             return self.deny(None, format!("this spawner speaks protocol {PROTOCOL_VERSION}, not {version}"));
         }
+        let leaving = self.leaving_event();
         let Some(agent) = &mut self.agent else { return };
         if agent.greeted {
             // Each greeting lists all that is held: repeated, it would fill memory.
@@ -179,7 +181,8 @@ impl Keeper {
             missing: self.fences.missing.iter().map(|(name, why)| ((*name).to_owned(), why.clone())).collect(),
             poweroff: self.policy.allow_poweroff,
         };
-        let greeting = std::iter::once(welcome).chain(self.attempts.values().map(held)).chain([Event::HeldAll]);
+        let greeting =
+            std::iter::once(welcome).chain(self.attempts.values().map(held)).chain([Event::HeldAll]).chain(leaving);
         let packets = greeting.filter_map(|event| socket::encode(&event).ok()).map(|packet| (packet, Vec::new()));
         agent.queue.extend(packets);
         (agent.greeting, agent.queued_bytes) = (agent.queue.len(), 0);
