@@ -143,9 +143,35 @@ fn fully_sealed(bytes: &[u8]) -> OwnedFd {
     sealed(bytes, SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL)
 }
 
+/// On a host that lacks controllers its owner must say so; one that has them is no weaker for it.
+const STRICT_AS_FAR_AS_THERE: &str =
+    "weakest_profile = \"strict\"\nmay_lack = [\"limits\", \"kill.cgroup\", \"uid.own\"]\n";
+
+#[test]
+fn a_job_that_does_without_more_than_the_owner_allows_is_refused_by_the_fences_name() {
+    let mut spawner = Spawner::start_with("weakest_profile = \"strict\"\n", 8);
+    let lacking = fence::STRICT.into_iter().find(|name| spawner.missing.iter().any(|missing| missing == name));
+    let Some(lacking) = lacking else {
+        println!(
+            "SKIP a_job_that_does_without_more_than_the_owner_allows_is_refused_by_the_fences_name: this host lacks none"
+        );
+        return;
+    };
+    let mut start = spawner.script("exit 0");
+    start.without = fence::ALL.map(str::to_owned).into();
+    let Verdict::Refused { fence, reason } = spawner.run_with(start.clone(), &[]) else { panic!("it is refused") };
+    assert_eq!(fence, lacking);
+    assert!(reason.contains("weakest_profile") && reason.contains("may_lack"), "{reason}");
+    // The weaker profile is refused as such, before any fence is looked at.
+    start.attempt.task += 1_000;
+    start.profile = Profile::Shared;
+    let Verdict::Refused { fence, .. } = spawner.run_with(start, &[]) else { panic!("it is refused") };
+    assert_eq!(fence, "profile");
+}
+
 #[test]
 fn a_profile_that_the_policy_forbids_is_refused() {
-    let mut spawner = Spawner::start_with("weakest_profile = \"strict\"\n", 8);
+    let mut spawner = Spawner::start_with(STRICT_AS_FAR_AS_THERE, 8);
     for profile in [Profile::Shared, Profile::None] {
         let mut start = spawner.script("exit 0");
         start.profile = profile;
@@ -157,7 +183,7 @@ fn a_profile_that_the_policy_forbids_is_refused() {
 
 #[test]
 fn to_do_without_every_fence_takes_none_away_that_the_host_has() {
-    let mut spawner = Spawner::start_with("weakest_profile = \"strict\"\n", 8);
+    let mut spawner = Spawner::start_with(STRICT_AS_FAR_AS_THERE, 8);
     let mut start = spawner.script("exit 0");
     start.without = fence::ALL.map(str::to_owned).into();
     let key = start.attempt;
@@ -285,7 +311,7 @@ fn inputs_that_cannot_be_copied_end_the_start_and_hold_up_nothing() {
 /// A folder on its stdin gave a job of profile strict the host's whole tree, `/proc/self/fd/0/var/log` for one.
 #[test]
 fn only_files_and_pipes_are_taken_from_an_agent() {
-    let mut spawner = Spawner::start_with("weakest_profile = \"strict\"\n", 8);
+    let mut spawner = Spawner::start_with(STRICT_AS_FAR_AS_THERE, 8);
     let folder = File::open("/").expect("a folder");
     let path_only = nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).expect("a folder");
     let (end, _other_end) = socket::pair().expect("a pair");
@@ -605,7 +631,7 @@ fn outputs_are_asked_for_in_vain_outside_of_the_folder() {
 
 #[test]
 fn garbage_in_every_form_is_survived() {
-    let mut spawner = Spawner::start_with("weakest_profile = \"strict\"\n", 8);
+    let mut spawner = Spawner::start_with(STRICT_AS_FAR_AS_THERE, 8);
     let start = spawner.script("exit 0");
     let good = socket::encode(&Request::Start(Box::new(start))).expect("it fits");
     let mut random = 1_u64;

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use muster_core::fence;
 use serde::Deserialize;
 
 use super::protocol::Profile;
@@ -21,6 +22,8 @@ pub struct Policy {
     pub uid_last: u32,
     /// The weakest profile that a job may ask for: "strict", "shared" or "none".
     pub weakest_profile: Weakest,
+    /// Fences of that profile that a job may do without where this host lacks them: names, or a family's (`limits`).
+    pub may_lack: Vec<String>,
     /// The agent may have the host powered off.
     pub allow_poweroff: bool,
     /// Attempts held at once, ended ones included.
@@ -82,6 +85,12 @@ pub enum Error {
         /// Last uid.
         last: u32,
     },
+    /// Not the name of a fence.
+    #[error("may_lack names {name:?}, which is no fence; `muster doctor` lists them")]
+    Fence {
+        /// The word.
+        name: String,
+    },
     /// No such folder.
     #[error("the image {image} must be the absolute path of a folder that holds usr, bin, lib and etc")]
     Image {
@@ -96,6 +105,7 @@ impl Default for Policy {
             uid_first: 200_000,
             uid_last: 204_095,
             weakest_profile: Weakest::None,
+            may_lack: Vec::new(),
             allow_poweroff: false,
             attempts_max: 8_192,
             prepared_max: 8,
@@ -136,6 +146,10 @@ impl Policy {
         if self.uid_first == 0 || self.uid_first > self.uid_last {
             return Err(Error::Range { first: self.uid_first, last: self.uid_last });
         }
+        if let Some(name) = self.may_lack.iter().find(|name| !fence::ALL.iter().any(|known| fence::covers(name, known)))
+        {
+            return Err(Error::Fence { name: name.clone() });
+        }
         if !self.image.is_absolute() || !self.image.is_dir() {
             return Err(Error::Image { image: self.image });
         }
@@ -152,6 +166,19 @@ impl Policy {
         };
         strength >= self.weakest_profile
     }
+
+    /// A fence of the weakest profile that an attempt would not have and must: however much a job can do without, it is
+    /// never weaker than that profile. The network is the job's choice in every profile.
+    #[must_use]
+    pub fn misses(&self, has: impl Fn(&str) -> bool) -> Option<&'static str> {
+        let floor: &[&'static str] = match self.weakest_profile {
+            Weakest::None => &[],
+            Weakest::Shared => &fence::SHARED,
+            Weakest::Strict => &fence::STRICT,
+        };
+        let may_lack = |name: &str| self.may_lack.iter().any(|word| fence::covers(word, name));
+        floor.iter().copied().find(|name| *name != fence::NETWORK && !has(name) && !may_lack(name))
+    }
 }
 
 #[cfg(test)]
@@ -162,6 +189,22 @@ mod tests {
     fn the_weakest_profile_bounds_what_a_job_may_ask() {
         let policy = Policy { weakest_profile: Weakest::Shared, ..Policy::default() };
         assert!(policy.allows(Profile::Strict) && policy.allows(Profile::Shared) && !policy.allows(Profile::None));
+    }
+
+    #[test]
+    fn nothing_that_a_job_does_without_makes_it_weaker_than_the_weakest_profile() {
+        let policy = |weakest_profile, words: &[&str]| Policy {
+            weakest_profile,
+            may_lack: words.iter().map(|word| (*word).to_owned()).collect(),
+            ..Policy::default()
+        };
+        let hybrid = |name: &str| !matches!(name, "limits.cpu" | "limits.memory" | "ns.net");
+        assert_eq!(policy(Weakest::Strict, &[]).misses(hybrid), Some("limits.cpu"));
+        assert_eq!(policy(Weakest::Strict, &["limits.cpu"]).misses(hybrid), Some("limits.memory"));
+        assert_eq!(policy(Weakest::Strict, &["limits"]).misses(hybrid), None);
+        assert_eq!(policy(Weakest::Shared, &["limits"]).misses(|name| name != "ns.mount" && hybrid(name)), None);
+        assert_eq!(policy(Weakest::None, &[]).misses(|_| false), None);
+        assert!(matches!(policy(Weakest::Strict, &["limit"]).checked(), Err(Error::Fence { .. })));
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Keeper {
         let refused = if self.stopping || self.leaving.is_some() {
             Some(("spawner", "this spawner is stopping".to_owned()))
         } else if self.policy.allows(start.profile) {
-            self.fences.lacking(&start)
+            self.fences.lacking(&start).or_else(|| self.too_weak(&start))
         } else {
             Some(("profile", "spawner.toml does not allow so weak a profile".to_owned()))
         };
@@ -64,6 +64,14 @@ impl Keeper {
             },
         };
         self.keep_never_ran(start, verdict);
+    }
+
+    /// What a job can do without is the job's word; how weak it may be here is the owner's.
+    fn too_weak(&self, start: &Start) -> Option<(&'static str, String)> {
+        let has: std::collections::BTreeSet<&str> = self.fences.granted(start).names().collect();
+        let fence = self.policy.misses(|name| has.contains(name))?;
+        let reason = "a job without it is weaker than the weakest_profile of spawner.toml; may_lack can name what this host lacks";
+        Some((fence, reason.to_owned()))
     }
 
     fn check(&self, start: &Start, descriptors: &[OwnedFd]) -> Result<(), String> {
