@@ -57,6 +57,22 @@ pub fn config_of(identity: &Identity) -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// For looking alone, without a certificate of our own: the fleet's CA vouches for the coordinator.
+///
+/// # Errors
+/// The CA is no certificate.
+pub fn config_of_authority(ca: &[u8]) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(ca.to_vec())).map_err(TlsError::Authority)?;
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("ring has TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
+
 /// For joining: the CA is the one whose SHA-256 the token carries.
 #[must_use]
 pub fn config_pinned(fingerprint: [u8; 32]) -> Arc<ClientConfig> {

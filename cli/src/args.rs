@@ -125,6 +125,9 @@ pub struct Doctor {
     /// The coordinator's folder, if it runs here.
     #[arg(long, default_value = "/var/lib/muster", value_name = "DIR")]
     pub coordinator_data: PathBuf,
+    /// The coordinator whose clock this host's is compared with. Default: MUSTER_COORDINATOR of /etc/muster/agent.env.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub coordinator: Option<String>,
     /// The cgroup that the spawner has. Default: its systemd unit's; without one, what a spawner that is started
     /// from here would have.
     #[arg(long, value_name = "DIR")]

@@ -155,3 +155,19 @@ fn a_person_gets_a_table_and_below_it_what_mends() {
     let refused = doctor(None, temporary.path(), &["--no-such-option"]);
     assert_eq!(refused.status.code(), Some(2));
 }
+
+#[tokio::test]
+async fn the_doctor_compares_this_clock_with_the_coordinators() {
+    let fleet = muster_tests::Fleet::with_node().await;
+    let temporary = tempfile::tempdir().expect("a folder");
+    let state = fleet.folder().join("n1/agent");
+    let arguments =
+        ["-o", "json", "--coordinator", &fleet.address, "--agent-state", state.to_str().expect("a plain path")];
+    let found = findings(&doctor(None, temporary.path(), &arguments));
+    let drift = &found["clock.drift"];
+    assert_eq!(drift["state"], "ok", "both are this machine's: {drift}");
+    assert!(drift["seen"].as_str().is_some_and(|seen| seen.contains("the coordinator, within 0.")), "{drift}");
+    let silent = ["-o", "json", "--coordinator", "127.0.0.1:1", "--agent-state", state.to_str().expect("a plain path")];
+    let found = findings(&doctor(None, temporary.path(), &silent));
+    assert_eq!(found["clock.drift"]["state"], "unknown", "{}", found["clock.drift"]);
+}

@@ -1,12 +1,13 @@
 //! `muster doctor`: what this host lacks for strict jobs, and what mends it.
-//! Purely local, and it changes nothing: it reads files, asks the kernel, and
-//! tries namespaces in children of its own that end at once.
+//! It changes nothing: it reads files, asks the kernel, tries namespaces in
+//! children of its own that end at once, and asks the coordinator for the time.
 //!
 //! Each part first looks (facts, from a root that tests replace) and then
 //! judges them (rules without any I/O).
 
 mod cgroups;
 mod clock;
+mod drift;
 mod fences;
 mod finding;
 mod folders;
@@ -24,6 +25,7 @@ use std::{
 use self::{
     cgroups::Cgroups,
     clock::Clock,
+    drift::Drift,
     finding::{Finding, State},
     folders::Folder,
     host::Host,
@@ -76,6 +78,8 @@ fn examine(host: &Host, args: &Doctor, now_ms: u64) -> io::Result<Vec<Finding>> 
     findings.extend(Users::look(host, args, uid.as_raw()).findings());
     findings.extend(units.findings());
     findings.extend(Clock::look().findings());
+    // After all that tries fences: it needs a runtime.
+    findings.push(Drift::look(host, args).finding());
     findings.extend(folders.iter().map(Folder::finding));
     findings.extend(Identity::look(host, args, now_ms).findings());
     Ok(findings)
