@@ -265,6 +265,7 @@ fn replace_braces(argument: &[u8], item: &[u8]) -> Vec<u8> {
 
 fn environment_of(key: AttemptKey, body: &v1::JobBody) -> Vec<(Vec<u8>, Vec<u8>)> {
     let job = JobId(key.job).to_string();
+    let limits = limits_of(body);
     let own = |name: &str| body.environment.iter().any(|variable| variable.name == name.as_bytes());
     let defaults = DEFAULT_ENVIRONMENT
         .iter()
@@ -276,6 +277,10 @@ fn environment_of(key: AttemptKey, body: &v1::JobBody) -> Vec<(Vec<u8>, Vec<u8>)
         ("MUSTER_TASK_COUNT", body.tasks.to_string()),
         ("MUSTER_ATTEMPT", format!("{job}.{}.{}", key.task, key.number)),
         ("MUSTER_EPOCH", format!("{}.{}", key.term, key.number)),
+        // The kernel's files that would say so are hidden: what they say is the host's.
+        ("MUSTER_CPUS", limits.cpu_milli.div_ceil(1_000).max(1).to_string()),
+        ("MUSTER_MEMORY_BYTES", limits.memory_bytes.to_string()),
+        ("MUSTER_DISK_BYTES", limits.disk_bytes.to_string()),
     ];
     let jobs = body
         .environment
@@ -307,7 +312,8 @@ mod tests {
     fn a_job_may_change_its_path_but_not_who_it_is() {
         let variable = |name: &str| v1::EnvironmentVariable { name: name.to_owned().into(), value: "own".into() };
         let environment = vec![variable("PATH"), variable("MUSTER_EPOCH"), variable("X")];
-        let body = v1::JobBody { environment, tasks: 9, first_index: 5, ..Default::default() };
+        let request = Some(v1::Resources { cpu_milli: 2_001, memory_bytes: 64 << 20, disk_bytes: 0 });
+        let body = v1::JobBody { environment, tasks: 9, first_index: 5, request, ..Default::default() };
         let found = environment_of(KEY, &body);
         let value = |name: &str| {
             let values: Vec<_> = found.iter().filter(|(key, _)| key == name.as_bytes()).collect();
@@ -317,6 +323,7 @@ mod tests {
         assert_eq!((value("PATH"), value("X")), ("own".into(), "own".into()));
         assert_eq!((value("MUSTER_EPOCH"), value("MUSTER_TASK_COUNT")), ("4.3".into(), "9".into()));
         assert_eq!(value("MUSTER_TASK"), "7", "the array's own index");
+        assert_eq!((value("MUSTER_CPUS"), value("MUSTER_MEMORY_BYTES")), ("3".into(), "67108864".into()));
         assert_eq!((value("MUSTER_JOB"), value("MUSTER_ATTEMPT")), ("100".into(), "100.2.3".into()));
     }
 
