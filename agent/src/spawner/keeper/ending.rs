@@ -291,8 +291,9 @@ impl Keeper {
         // Mostly it is empty; only a tree is worth a child.
         if let Some(folder) = folder
             && fs::remove_dir(folder).is_err()
+            && let Some(helper) = remove_in_child(folder)
         {
-            self.helpers.extend(remove_in_child(folder));
+            self.reap_later(helper);
         }
     }
 }

@@ -122,6 +122,8 @@ const LISTENER: u64 = 0;
 const AGENT: u64 = 1;
 const PARENT: u64 = 2;
 const SIGNALS: u64 = 3;
+/// Of helpers: their ends are seen after every turn.
+const HELPERS: u64 = 4;
 const FIRST_TOKEN: u64 = 16;
 
 /// Why the loop ended.
@@ -256,6 +258,7 @@ impl Keeper {
                         }
                     }
                     SIGNALS => self.hear_signals(),
+                    HELPERS => {}
                     token if self.collecting.contains_key(&token) => self.hear_collector(token),
                     token => match self.tokens.get(&token).copied() {
                         Some(key) => self.look_at(key),
@@ -279,6 +282,13 @@ impl Keeper {
             }
             self.helpers.retain(|helper| matches!(sys::wait_pidfd(helper.as_fd(), true), Ok(None)));
         }
+    }
+
+    /// A child that works for us and needs no answer: it is waited for when it ends, which may be later than the next event.
+    fn reap_later(&mut self, helper: OwnedFd) {
+        // Not watched it is reaped all the same, at some later turn.
+        let _watched = self.watch(helper.as_fd(), HELPERS, EpollFlags::EPOLLIN);
+        self.helpers.push(helper);
     }
 
     fn hear_signals(&mut self) {

@@ -67,8 +67,9 @@ impl Keeper {
                 Ok(Received::Malformed(_) | Received::Closed) | Err(_) => {
                     if let Some(done) = self.collecting.remove(&token) {
                         self.unwatch(done.socket.as_fd());
-                        let _reaped = sys::signal_pidfd(done.pidfd.as_fd(), libc::SIGKILL);
-                        let _reaped = sys::wait_pidfd(done.pidfd.as_fd(), true);
+                        // It has closed its socket, and may not have ended yet.
+                        let _already_over = sys::signal_pidfd(done.pidfd.as_fd(), libc::SIGKILL);
+                        self.reap_later(done.pidfd);
                     }
                     self.tell(&Event::Outputs { attempt, files: Vec::new(), last: true }, Vec::new());
                     return;

@@ -81,7 +81,7 @@ impl Keeper {
         for collecting in std::mem::take(&mut self.collecting).into_values() {
             self.unwatch(collecting.socket.as_fd());
             let _gone = sys::signal_pidfd(collecting.pidfd.as_fd(), libc::SIGKILL);
-            self.helpers.push(collecting.pidfd);
+            self.reap_later(collecting.pidfd);
         }
     }
 

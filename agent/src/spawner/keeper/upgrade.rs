@@ -265,7 +265,7 @@ impl Keeper {
         self.next_token = held.next_token;
         self.accepted = held.accepted;
         self.lease = LeasePage::over(own(held.lease))?;
-        self.helpers = held.helpers.into_iter().map(own).collect();
+        held.helpers.into_iter().map(own).for_each(|helper| self.reap_later(helper));
         for one in held.attempts {
             let key = one.key;
             one.identity.into_iter().for_each(|uid| self.uids.keep(uid));
