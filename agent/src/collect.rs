@@ -140,3 +140,34 @@ fn send_chunks(mut file: File, length: u64, digest: Bytes, sender: &mpsc::Sender
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    async fn inline_of(content: &[u8], length: u64) -> (Vec<u8>, Bytes, u64) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file.rewind().unwrap();
+        let (_, mut channels) = tokio::sync::watch::channel(None);
+        let mut left = INLINE_BYTES_MAX;
+        let (source, digest) = store_one(file, length, &mut left, &mut channels).await.unwrap();
+        let v1::file_content::Source::Inline(data) = source else { panic!("it is small") };
+        (data.to_vec(), digest, INLINE_BYTES_MAX - left)
+    }
+
+    #[tokio::test]
+    async fn a_file_that_changes_after_it_was_opened_is_taken_up_to_its_length_then() {
+        for (content, length, taken) in [(&b"grown since"[..], 5, &b"grown"[..]), (b"cut", 500, b"cut")] {
+            let (data, digest, charged) = inline_of(content, length).await;
+            assert_eq!((data.as_slice(), charged), (taken, taken.len() as u64));
+            assert_eq!(digest, Bytes::copy_from_slice(&Sha256::digest(taken)), "of what was taken");
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"larger than it was").unwrap();
+        file.rewind().unwrap();
+        assert_eq!(hash(file, 6).unwrap().2, 6);
+    }
+}

@@ -155,7 +155,7 @@ pub enum Control {
 
 /// One case of the table.
 pub struct Case {
-    /// `P01` to `P46`.
+    /// `P01` to `P47`.
     pub id: &'static str,
     pub title: &'static str,
     /// It exhausts or ends what it can reach, or its control does: only where all may be thrown away.

@@ -1,4 +1,4 @@
-//! Inputs and outputs: P41 to P44.
+//! Inputs and outputs: P41 to P44, P47.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -97,6 +97,80 @@ fn not_outputs(stage: &mut Stage) -> Result<Vec<Attempt>, String> {
     Ok(tries)
 }
 
+/// How many outputs a job may name (core, `limits`).
+const MANY: usize = 1_000;
+/// Deeper than a path of 4,096 bytes can say.
+const DEPTH: usize = 2_100;
+/// Where the shallower leaf lies.
+const SHALLOW: usize = 100;
+
+/// What is collected is bounded by what a file says it holds and by what it holds, whatever it is called.
+fn extreme_outputs(stage: &mut Stage) -> Result<Vec<Attempt>, String> {
+    let words = [format!("limit={OUTPUT_BYTES_MAX}"), format!("many={MANY}"), format!("depth={DEPTH}")];
+    let mut command = vec!["extreme-outputs"];
+    command.extend(words.iter().map(String::as_str));
+    let start = stage.spawner.order(&command);
+    let key = stage.spawner.begin(start, None, &[])?;
+    let life = stage.spawner.end(key, PATIENCE)?;
+    let made = crate::case::attempts(&life.stdout);
+    let long = "n".repeat(255);
+    let leaf = |depth: usize| format!("{}leaf", "d/".repeat(depth));
+    let (shallow, deepest) = (leaf(SHALLOW), leaf(DEPTH));
+    let one = [
+        "holes",
+        "large-holes",
+        "room",
+        "one",
+        "other",
+        "linked-passwd",
+        "new\nline",
+        "\u{1b}[2J",
+        "-rf",
+        &long,
+        &shallow,
+        &deepest,
+    ];
+    let found = stage.spawner.collect(key, &one, OUTPUT_BYTES_MAX)?;
+    let names: Vec<String> = (0..MANY).map(|at| format!("many/{at}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let many = stage.spawner.collect(key, &names, OUTPUT_BYTES_MAX)?;
+    stage.spawner.forget(key);
+    let content = |path: &str| found.get(path).cloned();
+    let refused = |path: &str| found.get(path).and_then(|content| content.as_ref().err()).cloned();
+    let mut tries: Vec<Attempt> =
+        ["holes-at-the-limit", "holes-past-the-limit", "room-behind-the-end", "hard", "odd-names", "many", "deep"]
+            .into_iter()
+            .map(|name| {
+                let outcome = made.iter().find(|attempt| attempt.name == name).map(|attempt| attempt.outcome.is_ok());
+                Attempt::compare(format!("made-{name}"), &outcome, &Some(true))
+            })
+            .collect();
+    let too_large = Some(format!("larger than the limit of {OUTPUT_BYTES_MAX} bytes"));
+    let zeros =
+        content("holes").and_then(Result::ok).map(|bytes| (bytes.len() as u64, bytes.iter().all(|byte| *byte == 0)));
+    tries.push(Attempt::compare("holes-count-as-bytes", &zeros, &Some((OUTPUT_BYTES_MAX, true))));
+    tries.push(Attempt::compare("apparent-size", &refused("large-holes"), &too_large));
+    tries.push(Attempt::compare("real-size", &refused("room"), &too_large));
+    tries.push(Attempt::compare(
+        "hard-links",
+        &(content("one"), content("other")),
+        &(Some(Ok(b"one".into())), Some(Ok(b"one".into()))),
+    ));
+    tries.push(Attempt::compare("hard-link-out", &refused("linked-passwd"), &Some("missing".to_owned())));
+    for name in ["new\nline", "\u{1b}[2J", "-rf", &long] {
+        tries.push(Attempt::compare(format!("name-{}", name.escape_default()), &content(name), &Some(Ok(name.into()))));
+    }
+    tries.push(Attempt::compare("deep", &content(&shallow), &Some(Ok(b"leaf".into()))));
+    tries.push(Attempt::holds(
+        "too-deep",
+        refused(&deepest).is_some_and(|reason| !reason.is_empty()),
+        content(&deepest),
+    ));
+    let taken = many.values().filter(|content| content.as_ref().is_ok_and(|bytes| bytes == b"x")).count();
+    tries.push(Attempt::compare("many-files", &taken, &MANY));
+    Ok(tries)
+}
+
 /// Muster unpacks nothing: an archive is a file like any other, as input and as output.
 fn archives(stage: &mut Stage) -> Result<Vec<Attempt>, String> {
     let archive = [b"PK\x03\x04".as_slice(), &[0x50; 2_000]].concat();
@@ -123,7 +197,7 @@ fn archives(stage: &mut Stage) -> Result<Vec<Attempt>, String> {
     ])
 }
 
-pub static CASES: [Case; 4] = [
+pub static CASES: [Case; 5] = [
     Case {
         id: "P41",
         title: "arguments: too long, empty, no text, option-like",
@@ -161,6 +235,16 @@ pub static CASES: [Case; 4] = [
         needs: &[],
         body: Body::Acts(archives),
         control: Control::None("nothing in Muster unpacks an archive; its bytes come back as they were"),
+        ends: &[],
+        rules: &[exact("*")],
+    },
+    Case {
+        id: "P47",
+        title: "outputs: sparse, linked, deep, many, oddly named",
+        destructive: false,
+        needs: &["limits.disk"],
+        body: Body::Acts(extreme_outputs),
+        control: Control::None("the files are there, by the job's own word; what is plain among them is taken"),
         ends: &[],
         rules: &[exact("*")],
     },

@@ -329,6 +329,7 @@ impl Spawner {
         file_bytes_max: u64,
     ) -> Result<BTreeMap<String, Content>, String> {
         let paths = paths.iter().map(|path| path.as_bytes().to_vec()).collect();
+        self.records.entry(key).or_default().all_collected = false;
         self.ask(&Request::Collect { attempt: key, paths, file_bytes_max }, &[]);
         self.until(key, WAIT, |record| record.all_collected.then_some(()))?;
         let collected = std::mem::take(&mut self.records.get_mut(&key).expect("it was just heard of").collected);

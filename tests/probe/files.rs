@@ -185,6 +185,44 @@ pub fn outputs(facts: &Facts) {
     tell("swapped", swap_while_collected());
 }
 
+/// Outputs that are files, and as odd as files can be. `limit` is what a collector takes of one.
+pub fn extreme_outputs(facts: &Facts) {
+    let limit = facts.number("limit", 1 << 20);
+    let sparse = |name: &str, bytes: u64| tell::of(fs::File::create(name).and_then(|file| file.set_len(bytes)));
+    tell("holes-at-the-limit", sparse("holes", limit));
+    tell("holes-past-the-limit", sparse("large-holes", limit + 1));
+    tell("room-behind-the-end", room_behind_the_end("room", i64::try_from(3 * limit).unwrap_or(0)));
+    tell("hard", tell::of(fs::write("one", b"one").and_then(|()| fs::hard_link("one", "other"))));
+    tell("hard-link-to-passwd", tell::of(fs::hard_link("/etc/passwd", "linked-passwd")));
+    tell(
+        "odd-names",
+        ["new\nline", "\u{1b}[2J", "-rf", &"n".repeat(255)].iter().try_for_each(|name| tell::of(fs::write(name, name))),
+    );
+    let _there = fs::create_dir("many");
+    tell("many", (0..facts.number("many", 1_000)).try_for_each(|at| tell::of(fs::write(format!("many/{at}"), b"x"))));
+    tell("deep", deep(facts.number("depth", 2_100), 100));
+}
+
+/// Blocks that no length shows (fallocate(2), FALLOC_FL_KEEP_SIZE).
+fn room_behind_the_end(name: &str, bytes: i64) -> Outcome<i64> {
+    use std::os::fd::AsRawFd as _;
+    let file = tell::of(fs::File::create(name))?;
+    let arguments = [i64::from(file.as_raw_fd()), i64::from(libc::FALLOC_FL_KEEP_SIZE), 0, bytes];
+    sys::call_numbers(libc::SYS_fallocate, arguments)
+}
+
+/// Folders `d/d/d…`, deeper than any path can name; a file `leaf` in one that a path can, and in the last.
+fn deep(depth: u64, shallow: u64) -> Outcome<()> {
+    let back = tell::of(std::env::current_dir())?;
+    for at in 1..=depth {
+        tell::of(fs::create_dir("d").and_then(|()| std::env::set_current_dir("d")))?;
+        if at == shallow || at == depth {
+            tell::of(fs::write("leaf", b"leaf"))?;
+        }
+    }
+    tell::of(std::env::set_current_dir(back))
+}
+
 /// A link where a folder was: a path that was good when it was made.
 fn swap_while_collected() -> Outcome<()> {
     tell::of(fs::create_dir("swapped"))?;

@@ -87,11 +87,12 @@ const COMMANDS: [(&str, Command); 43] = [
 ];
 
 /// What the suite uses of this program beside the cases.
-const HELPERS: [(&str, Command); 5] = [
+const HELPERS: [(&str, Command); 6] = [
     ("victim", life::victim),
     ("canary", life::canary),
     ("end", life::end),
     ("outputs", files::outputs),
+    ("extreme-outputs", files::extreme_outputs),
     ("note-core", life::note_core),
 ];
 
