@@ -129,6 +129,11 @@ def has_qemu():
     return os.geteuid() == 0 and all(shutil.which(p) for p in ("qemu-system-x86_64", "mmdebstrap", "mke2fs"))
 
 
+def has_postgres():
+    folders = [*os.environ.get("PATH", "").split(os.pathsep), *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+    return any((Path(folder) / "initdb").exists() and (Path(folder) / "pg_ctl").exists() for folder in folders)
+
+
 PYTHON_CLIENT_READY = False
 FEATURES = {
     "root": lambda: os.geteuid() == 0,
@@ -140,6 +145,7 @@ FEATURES = {
     "landlock": lambda: landlock_version() >= 2,
     "landlock-scopes": lambda: landlock_version() >= 6,
     "qemu": has_qemu,
+    "postgres": has_postgres,
     "systemd-analyze": has_systemd_analyze,
     "pypi": has_pypi,
 }
@@ -277,8 +283,25 @@ def check_build(results, _):
         results.fail("build", "the lines above say what")
 
 
+def install_postgres(results):
+    """PostgreSQL by apt, without the server that the package would start: tests make their own, each in its folder."""
+    if has_postgres() or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    results.note("note: installing PostgreSQL by apt-get")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "-qq", "install", "-y", "--no-install-recommends"]
+    if not run(["apt-get", "-qq", "update"], 600, env=environment):
+        return
+    if run([*install, "postgresql-common"], 600, env=environment):
+        config = Path("/etc/postgresql-common/createcluster.conf")
+        text = config.read_text() if config.exists() else ""
+        config.write_text(re.sub(r"^#?create_main_cluster.*\n", "", text, flags=re.MULTILINE) + "create_main_cluster = false\n")
+        run([*install, "postgresql"], 900, env=environment)
+
+
 def check_rust(results, options):
     """All Rust tests: unit, scenarios, simulator, tidy, end to end."""
+    install_postgres(results)
     if options.long:
         os.environ["MUSTER_LONG"] = "1"
     if shutil.which("cargo-nextest"):

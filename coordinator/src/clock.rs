@@ -38,7 +38,7 @@ impl Clock {
 }
 
 /// Counts suspend too, so that a lease does not outlive a closed lid.
-fn boot_time() -> Duration {
+pub(crate) fn boot_time() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 

@@ -28,7 +28,7 @@ pub enum Command {
     /// Make a fleet: its CA, certificates and empty store.
     Init(Init),
     /// Serve the fleet of a data folder.
-    Serve(Serve),
+    Serve(Box<Serve>),
 }
 
 /// Settings of `init`.
@@ -40,6 +40,15 @@ pub struct Init {
     /// Name or address of the coordinator, beside localhost; repeatable.
     #[arg(long, value_name = "NAME|IP")]
     pub san: Vec<String>,
+    /// PostgreSQL that several coordinators share; without it the store is a file in the data folder.
+    #[arg(long, value_name = "postgres://...", env = "MUSTER_STORE", hide_env_values = true)]
+    pub store: Option<String>,
+    /// CA that vouches for PostgreSQL's certificate (PEM): the connection then has TLS.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub store_ca: Option<PathBuf>,
+    /// Make a further coordinator of the fleet whose data folder (fleet.toml, pki/ca.pem, pki/ca.key) was copied here.
+    #[arg(long, value_name = "DIR")]
+    pub join_from: Option<PathBuf>,
 }
 
 /// Settings of `serve`.
@@ -54,6 +63,18 @@ pub struct Serve {
     /// With --init: as in `init`.
     #[arg(long, value_name = "NAME|IP")]
     pub san: Vec<String>,
+    /// PostgreSQL that several coordinators share; without it the store is a file in the data folder.
+    #[arg(long, value_name = "postgres://...", env = "MUSTER_STORE", hide_env_values = true)]
+    pub store: Option<String>,
+    /// CA that vouches for PostgreSQL's certificate (PEM): the connection then has TLS.
+    #[arg(long, value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// Folder for blobs and logs that every coordinator of the fleet reaches (a network file system); needed with --store.
+    #[arg(long, value_name = "DIR")]
+    pub shared: Option<PathBuf>,
+    /// Address that agents and operators dial, if it differs from --listen.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub advertise: Option<String>,
     /// Address for agents and operators; port 0 takes a free one [default: 127.0.0.1:0].
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
@@ -95,6 +116,12 @@ pub struct File {
     pub http: Option<SocketAddr>,
     /// Address that hosts are told to dial, if it differs from the one listened on.
     pub advertise: Option<String>,
+    /// PostgreSQL that several coordinators share.
+    pub store: Option<String>,
+    /// CA that vouches for its certificate.
+    pub store_ca: Option<PathBuf>,
+    /// For blobs and logs, reached by every coordinator.
+    pub shared: Option<PathBuf>,
     /// Of stderr.
     #[serde(default)]
     pub log_format: LogFormat,
@@ -151,6 +178,12 @@ pub struct Config {
     pub port_file: Option<PathBuf>,
     /// Health and metrics.
     pub http: Option<SocketAddr>,
+    /// PostgreSQL's address; none: a file in the data folder.
+    pub store: Option<String>,
+    /// CA that vouches for its certificate.
+    pub store_ca: Option<PathBuf>,
+    /// For blobs and logs; none: the data folder.
+    pub shared: Option<PathBuf>,
     /// What hosts dial; none: the address that is listened on.
     pub advertise: Option<String>,
     /// Makes local hosts.
@@ -177,7 +210,10 @@ impl Config {
             socket: serve.socket.clone().or(file.socket).unwrap_or_else(|| serve.data.join("operator.sock")),
             port_file: serve.port_file.clone(),
             http: serve.http.or(file.http),
-            advertise: file.advertise,
+            store: serve.store.clone().or(file.store),
+            store_ca: serve.store_ca.clone().or(file.store_ca),
+            shared: serve.shared.clone().or(file.shared),
+            advertise: serve.advertise.clone().or(file.advertise),
             local_provider: serve.local_provider.clone(),
             policies: serve.policy.iter().map(|file| read_toml(file)).collect::<Result<_, _>>()?,
             log_format: file.log_format,

@@ -1,9 +1,10 @@
 //! The loop: receive, apply, persist, then act. The one owner of the fleet.
 //!
 //! A batch of inputs is applied, its rows are committed in one transaction, and
-//! only then its effects are carried out, in order; questions are answered
-//! last, so they see only what is committed. There is no tick: the loop sleeps
-//! until an input comes or the core's next wake-up is due.
+//! only then, and only while this coordinator leads, its effects are carried
+//! out, in order; questions are answered last, so they see only what is
+//! committed. There is no tick: the loop sleeps until an input comes or the
+//! core's next wake-up is due.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -28,6 +29,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
     clock::Clock,
+    leadership::Leadership,
     orders::{HostOrder, Order, order_of},
     shared::{Member, Members, Vitals},
     starts::{Bodies, Parts},
@@ -73,6 +75,9 @@ pub enum Failed {
     /// Nobody knows what is on the disk: only a restart can tell.
     #[error("a commit failed, so this coordinator ends; what was answered is kept")]
     Commit(#[source] store::Error),
+    /// Another coordinator may lead: whatever this one says no longer counts.
+    #[error("this coordinator leads no more, so it ends; started again it stands by")]
+    Deposed,
     /// Its thread is gone, by a bug.
     #[error("the driver ended unexpectedly; what was answered is kept")]
     Gone,
@@ -215,6 +220,10 @@ pub struct Setup {
     pub fleet: Fleet,
     /// The one writer.
     pub store: Box<dyn Store>,
+    /// Asked before anything leaves.
+    pub leadership: Leadership,
+    /// At least this term is led by.
+    pub term: Term,
     /// Goes on after the last stored time.
     pub clock: Clock,
     /// Told of nodes after each commit.
@@ -294,7 +303,7 @@ impl Driver {
         known.into_iter().for_each(|node| self.tell_member(node));
         let now = self.parts.clock.now();
         let mut out = Output::default();
-        let term = Term(self.parts.fleet.meta().term.0 + 1);
+        let term = self.parts.term.max(self.parts.fleet.meta().term.next());
         self.parts.fleet.apply(Event::Led { term }, now, &mut out);
         self.settle_persist_act(now, out)
     }
@@ -354,7 +363,14 @@ impl Driver {
     /// The order that every promise stands on: decide, persist, then act.
     fn settle_persist_act(&mut self, now: Timestamp, mut out: Output) -> Result<(), Failed> {
         self.parts.fleet.settle(now, &mut out);
-        self.persist(&out.touched, now).map_err(Failed::Commit)?;
+        self.persist(&out.touched, now).map_err(|error| match error {
+            store::Error::Deposed => Failed::Deposed,
+            error => Failed::Commit(error),
+        })?;
+        // A coordinator that was stopped for a while finds out here, before a lease or an order leaves.
+        if !self.parts.leadership.holds() {
+            return Err(Failed::Deposed);
+        }
         self.publish(&out.touched);
         for effect in out.effects {
             self.act(effect);

@@ -49,6 +49,16 @@ pub enum Error {
         #[source]
         source: toml::de::Error,
     },
+    /// A shared folder of another fleet.
+    #[error("{folder} belongs to fleet {owner}, and this coordinator to fleet {fleet}")]
+    OtherFleet {
+        /// The folder.
+        folder: String,
+        /// Whose it is.
+        owner: String,
+        /// Ours.
+        fleet: String,
+    },
     /// The system refused.
     #[error("cannot {doing} {path}")]
     Io {
@@ -71,6 +81,36 @@ pub struct Marker {
     /// Names and addresses in the server's certificate beside the usual ones.
     #[serde(default)]
     pub sans: Vec<String>,
+    /// Where the state is kept.
+    #[serde(default, skip_serializing_if = "StoreKind::is_folder")]
+    pub store: StoreKind,
+}
+
+/// Where a fleet's state is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreKind {
+    /// In the data folder.
+    #[default]
+    Folder,
+    /// In a data base that several coordinators share.
+    Postgres,
+}
+
+impl StoreKind {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+    const fn is_folder(&self) -> bool {
+        matches!(self, Self::Folder)
+    }
+}
+
+impl std::fmt::Display for StoreKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Folder => "a store in the folder itself (without --store)",
+            Self::Postgres => "a store in PostgreSQL (--store postgres://...)",
+        })
+    }
 }
 
 /// The folder, held by this process until dropped.
@@ -130,14 +170,7 @@ impl Folder {
     /// # Errors
     /// It is there and does not read.
     pub fn marker(&self) -> Result<Option<Marker>, Error> {
-        let file = self.path("fleet.toml");
-        match fs::read_to_string(&file) {
-            Ok(text) => toml::from_str(&text)
-                .map(Some)
-                .map_err(|source| Error::Marker { file: file.display().to_string(), source }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("read", &file)(error)),
-        }
+        read_marker(&self.path("fleet.toml"))
     }
 
     /// Writes the marker: from here on the folder must have a store.
@@ -162,6 +195,43 @@ impl Folder {
             });
         }
         store::EmbeddedStore::open(&file)
+    }
+}
+
+/// A folder's marker, if a fleet was made there.
+///
+/// # Errors
+/// It is there and does not read.
+pub fn read_marker(file: &Path) -> Result<Option<Marker>, Error> {
+    match fs::read_to_string(file) {
+        Ok(text) => {
+            toml::from_str(&text).map(Some).map_err(|source| Error::Marker { file: file.display().to_string(), source })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error("read", file)(error)),
+    }
+}
+
+/// The folder that several coordinators share for blobs and logs: bound to its fleet by the first of them, so that
+/// a folder that is not mounted, or another fleet's, is noticed.
+///
+/// # Errors
+/// It is not there, belongs to another fleet, or the system refuses.
+pub fn take_shared(shared: &Path, fleet: &str) -> Result<PathBuf, Error> {
+    let file = shared.join("fleet");
+    match fs::read_to_string(&file) {
+        Ok(owner) if owner.trim() == fleet => Ok(shared.to_owned()),
+        Ok(owner) => Err(Error::OtherFleet {
+            folder: shared.display().to_string(),
+            owner: owner.trim().to_owned(),
+            fleet: fleet.to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::metadata(shared).map_err(io_error("find", shared))?;
+            write_durably(&file, format!("{fleet}\n").as_bytes(), 0o644)?;
+            Ok(shared.to_owned())
+        }
+        Err(error) => Err(io_error("read", &file)(error)),
     }
 }
 
@@ -200,7 +270,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = Folder::take(root.path()).unwrap();
         assert_eq!(folder.marker().unwrap(), None);
-        let marker = Marker { fleet: "ab".into(), sans: vec!["fleet.example".into()] };
+        let marker = Marker { fleet: "ab".into(), sans: vec!["fleet.example".into()], store: StoreKind::Folder };
         folder.mark(&marker).unwrap();
         assert_eq!(folder.marker().unwrap(), Some(marker));
         assert!(matches!(folder.open_store(), Err(store::Error::Missing { .. })));

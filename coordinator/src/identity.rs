@@ -191,6 +191,23 @@ impl Authority {
         write_durably(&pki.join("admin.key"), admin.serialize_pem().as_bytes(), 0o600).map_err(Error::from)
     }
 
+    /// Takes another coordinator's CA over from a copy of its folder, and makes a server's certificate of its own.
+    ///
+    /// # Errors
+    /// The copy is incomplete or damaged, or the folder cannot be written.
+    pub fn copy(from: &Path, pki: &Path, sans: &[String]) -> Result<(), Error> {
+        let ca: CertificateDer<'static> = read_pem(&from.join("ca.pem"))?;
+        let key = read_key(&from.join("ca.key"))?;
+        fs::create_dir_all(pki).map_err(folder::io_error("make", pki))?;
+        for (name, mode) in [("ca.pem", 0o644), ("ca.key", 0o600)] {
+            let file = from.join(name);
+            let bytes = fs::read(&file).map_err(folder::io_error("read", &file))?;
+            write_durably(&pki.join(name), &bytes, mode)?;
+        }
+        let issuer = Issuer::from_ca_cert_der(&ca, key).map_err(certificate("read", "the CA's certificate"))?;
+        issue_server(&issuer, pki, sans)
+    }
+
     /// Reads what [`Self::create`] made; makes the server's certificate anew when it ends soon.
     ///
     /// # Errors

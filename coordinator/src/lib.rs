@@ -15,6 +15,7 @@ mod folder;
 mod hex;
 mod http;
 pub mod identity;
+mod leadership;
 mod listen;
 mod logs;
 mod orders;
@@ -55,7 +56,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn init(settings: &Init) -> ExitCode {
-    match server::init(&settings.data, &settings.san) {
+    match server::init(settings) {
         Ok(marker) => {
             println!("made fleet {} in {}", marker.fleet, settings.data.display());
             ExitCode::SUCCESS
@@ -124,7 +125,10 @@ async fn run(settings: &Serve, config: Config) -> ExitCode {
 fn code_of(error: &server::Error) -> u8 {
     match error {
         server::Error::Folder(folder::Error::InUse { .. } | folder::Error::Exists { .. }) => CONFLICT,
-        server::Error::Policy(_) => USAGE,
+        server::Error::Policy(_)
+        | server::Error::JoinNeedsStore
+        | server::Error::NotShared
+        | server::Error::OtherStore { .. } => USAGE,
         server::Error::Folder(_)
         | server::Error::Store(_)
         | server::Error::Damage(_)
@@ -134,18 +138,24 @@ fn code_of(error: &server::Error) -> u8 {
         | server::Error::Serve(_)
         | server::Error::Reflection(_)
         | server::Error::Driver(_)
+        | server::Error::Lost { .. }
         | server::Error::DriverGone => FAILED,
     }
 }
 
 /// Prints an error with all its causes, once.
 fn told(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    let mut sentence = format!("muster-coordinator: {error}");
+    eprintln!("muster-coordinator: {}", chain(error).trim_end());
+    code.into()
+}
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut sentence = error.to_string();
     let mut cause = error.source();
     while let Some(deeper) = cause {
         sentence.push_str(&format!(": {deeper}"));
         cause = deeper.source();
     }
-    eprintln!("{}", sentence.trim_end());
-    code.into()
+    sentence
 }

@@ -12,6 +12,18 @@ pub const LEASE_DRIFT_PERCENT: u64 = 15;
 pub const LEASE_KILL: Millis = Millis::from_secs(2);
 /// A node that has been silent this long is lost.
 pub const LOST_AFTER: Millis = Millis::from_secs(120);
+/// A coordinator's leadership, counted on its own clock from the sending of a renewal.
+pub const LEADER_LEASE: Millis = Millis::from_secs(3);
+/// Between two renewals of it.
+pub const LEADER_RENEW: Millis = Millis::from_secs(1);
+/// A standby takes over when it has seen no renewal for this long by its own clock: the lease and the drift of both.
+pub const LEADER_TAKEOVER: Millis = Millis(3_500);
+/// A leader that has not renewed for this long is not named any more: who asks waits for what comes of it.
+pub const LEADER_DOUBT: Millis = Millis(1_500);
+/// Between two looks of a standby at the leadership.
+pub const LEADER_POLL: Millis = Millis(200);
+/// Calls to a standby wait at most this long for somebody to lead.
+pub const LEADER_AWAITED: Millis = Millis::from_secs(4);
 /// With this many live nodes or more, the brake on evictions works.
 pub const BRAKE_NODES_MIN: usize = 5;
 /// The brake holds evictions for this long.

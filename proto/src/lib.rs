@@ -3,6 +3,9 @@
 
 pub mod convert;
 
+/// In the refusal of a coordinator that does not lead: where the one that does is dialled, HOST:PORT.
+pub const LEADER_METADATA: &str = "muster-leader";
+
 /// Messages and services of `muster.v1`, generated from `proto/muster/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::unwrap_used)]
 pub mod v1 {

@@ -19,7 +19,7 @@ use muster_core::{
 use tokio::sync::mpsc;
 
 pub use self::static_hosts::StaticHosts;
-use crate::{driver::Handle, orders::HostOrder, tokens::Tokens};
+use crate::{driver::Handle, leadership::Leadership, orders::HostOrder, tokens::Tokens};
 
 /// Orders that wait for one provider.
 const ORDERS_MAX: usize = 1_024;
@@ -64,6 +64,8 @@ pub struct Links {
     pub tokens: Tokens,
     /// Where hosts dial.
     pub coordinator: String,
+    /// Asked before a host is made or ended.
+    pub leadership: Leadership,
 }
 
 impl Links {
@@ -90,7 +92,7 @@ impl Links {
 
 /// Hands each order to the provider of its pool.
 pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, local_socket: Option<PathBuf>) {
-    let handle = links.handle.clone();
+    let (handle, leadership) = (links.handle.clone(), links.leadership.clone());
     let mut providers: BTreeMap<&'static str, mpsc::Sender<Ask>> = BTreeMap::new();
     let mut start = |name: &'static str, provider: Box<dyn Provider>| {
         let (asks, received) = mpsc::channel(ORDERS_MAX);
@@ -108,6 +110,10 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, local_sock
         let name = pool.clone();
         let kind = handle.query(move |fleet, _| fleet.pool(&name).map(|pool| pool.policy.provider)).await;
         let Ok(Some(kind)) = kind else { continue };
+        // The one who leads now has the same order in its store.
+        if !leadership.holds() {
+            return;
+        }
         let provider = match kind {
             ProviderKind::Static => providers.get("static"),
             ProviderKind::Local => providers.get("local"),

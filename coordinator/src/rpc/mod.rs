@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod auth;
 mod blobs;
+pub mod door;
 pub mod enrollment;
 pub mod fleet;
 pub mod jobs;

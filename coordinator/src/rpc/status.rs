@@ -94,13 +94,6 @@ pub fn identity(error: identity::Error) -> Status {
 
 /// The caller gets the sentence; the chain of causes, with its paths, stays in our log.
 fn internal(error: &dyn std::error::Error) -> Status {
-    let mut chain = error.to_string();
-    let mut cause = error.source();
-    while let Some(deeper) = cause {
-        chain.push_str(": ");
-        chain.push_str(&deeper.to_string());
-        cause = deeper.source();
-    }
-    tracing::error!("{chain}");
+    tracing::error!("{}", crate::chain(error));
     Status::internal(error.to_string())
 }

@@ -13,7 +13,16 @@ use muster_core::{
 };
 use rusqlite::Connection;
 
-use super::*;
+use super::{
+    postgres::{Campaign, Candidate, PostgresReader, PostgresStore, Target},
+    *,
+};
+use crate::leadership::{Leadership, Role};
+
+#[path = "../../../tests/harness/postgres.rs"]
+mod server;
+
+use server::{Cluster, Proxy, Road};
 
 struct Opened {
     store: Box<dyn Store>,
@@ -31,6 +40,37 @@ fn embedded(test: fn(Open<'_>)) {
         let reader = store.reader().unwrap();
         Opened { store: Box::new(store), reader: Box::new(reader) }
     });
+}
+
+const FLEET: &str = "0123abcd";
+
+/// The same on a real server; each opening is a leader of its own, as after a takeover.
+fn postgres(test: fn(Open<'_>)) {
+    let Some(cluster) = Cluster::start() else {
+        let name = std::thread::current().name().unwrap_or("?").to_owned();
+        println!("SKIP {name}: PostgreSQL is not installed");
+        return;
+    };
+    let target = Target::parse(&cluster.url(), None).unwrap();
+    postgres::prepare(&target, FLEET, true).unwrap();
+    test(&|| {
+        let campaign = lead(&target);
+        let Role::Leading { term } = *campaign.role.borrow() else { panic!("it leads") };
+        let store = PostgresStore::open(&target, term, campaign.leadership.clone()).unwrap();
+        let reader = PostgresReader::new(&target, term);
+        campaign.resign();
+        Opened { store: Box::new(store), reader: Box::new(reader) }
+    });
+}
+
+fn lead(target: &Target) -> Campaign {
+    let candidate = Candidate { holder: "a test".into(), address: "a.example:1".into() };
+    let mut campaign = postgres::campaign(target.clone(), candidate);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let leads = campaign.role.wait_for(|role| matches!(role, Role::Leading { .. }));
+    let wait = async { tokio::time::timeout(std::time::Duration::from_secs(20), leads).await.map(|_| ()) };
+    runtime.block_on(wait).expect("nobody else leads");
+    campaign
 }
 
 fn job(key: &str) -> JobRecord {
@@ -154,24 +194,79 @@ fn history_is_read_from_either_end(open: Open<'_>) {
     assert_eq!(ask(true, 0), [4, 5]);
 }
 
-#[test]
-fn embedded_keeps_what_was_committed() {
-    embedded(what_was_committed_is_there_after_a_reopen);
+fn rows_change_go_and_are_withdrawn(open: Open<'_>) {
+    let mut opened = open();
+    let node = |name: &str| NodeRecord {
+        name: name.into(),
+        pool: PoolName("local".into()),
+        key: [1; 32],
+        host: None,
+        joined: Timestamp(1),
+        incarnation: Incarnation(1),
+        boot_id: String::new(),
+        instance: String::new(),
+        agent_start: 0,
+        capacity: Default::default(),
+        labels: BTreeMap::new(),
+        fences: BTreeSet::new(),
+        version: String::new(),
+        liveness: muster_core::node::Liveness::Live,
+        duty: muster_core::node::Duty::Eligible,
+        hold: muster_core::node::Hold::None,
+        faults: 0,
+        attempts_total: 0,
+        idle_since: None,
+        drain_revision: Default::default(),
+    };
+    let (mut first, one, two) = (job("key"), node("one"), node("two"));
+    let ((kept, record), (gone, other)) = (attempt(0), attempt(1));
+    let batch = Batch {
+        templates: vec![(JobId(1024), Bytes::new())],
+        jobs: vec![(JobId(1024), &first)],
+        nodes: vec![(NodeId(1), Some(&one)), (NodeId(2), Some(&two))],
+        attempts: vec![(kept, &record), (gone, &other)],
+        ..Batch::default()
+    };
+    opened.store.commit(&batch).unwrap();
+
+    first.finished = Some(Timestamp(8));
+    let renamed = node("three");
+    let batch = Batch {
+        jobs: vec![(JobId(1024), &first)],
+        nodes: vec![(NodeId(1), Some(&renamed)), (NodeId(2), None)],
+        withdrawn: vec![gone],
+        ..Batch::default()
+    };
+    opened.store.commit(&batch).unwrap();
+    let (image, _) = open().store.load().unwrap();
+    assert_eq!(image.jobs, [(JobId(1024), first)]);
+    assert_eq!(image.nodes, [(NodeId(1), renamed)]);
+    assert_eq!(image.attempts, [(kept, record)]);
 }
 
-#[test]
-fn embedded_commits_all_or_nothing() {
-    embedded(a_failed_commit_leaves_nothing);
+macro_rules! contract {
+    ($($test:ident),+ $(,)?) => {
+        mod embedded_store {
+            $(#[test]
+            fn $test() {
+                super::embedded(super::$test);
+            })+
+        }
+        mod postgres_store {
+            $(#[test]
+            fn $test() {
+                super::postgres(super::$test);
+            })+
+        }
+    };
 }
 
-#[test]
-fn embedded_binds_tokens() {
-    embedded(a_token_belongs_to_the_first_key_that_uses_it);
-}
-
-#[test]
-fn embedded_reads_history() {
-    embedded(history_is_read_from_either_end);
+contract! {
+    what_was_committed_is_there_after_a_reopen,
+    a_failed_commit_leaves_nothing,
+    a_token_belongs_to_the_first_key_that_uses_it,
+    history_is_read_from_either_end,
+    rows_change_go_and_are_withdrawn,
 }
 
 #[test]
@@ -197,4 +292,109 @@ fn damage_is_refused_with_the_files_name() {
     assert!(error.to_string().contains("fleet.db"), "{error}");
     std::fs::write(&file, b"").unwrap();
     assert!(EmbeddedStore::open(&file).is_err(), "an emptied file is no empty fleet");
+}
+
+#[test]
+fn a_postgres_leader_that_was_deposed_writes_nothing() {
+    let Some(cluster) = Cluster::start() else {
+        println!("SKIP a_postgres_leader_that_was_deposed_writes_nothing: PostgreSQL is not installed");
+        return;
+    };
+    let target = Target::parse(&cluster.url(), None).unwrap();
+    postgres::prepare(&target, FLEET, true).unwrap();
+    let first = lead(&target);
+    let Role::Leading { term } = *first.role.borrow() else { panic!("it leads") };
+    // Its process believes that it leads, for ever.
+    let mut old = PostgresStore::open(&target, term, Leadership::alone()).unwrap();
+    let old_reader = PostgresReader::new(&target, term);
+    let (old_job, new_job) = (job("old"), job("new"));
+    let batch = |job| Batch {
+        templates: vec![(JobId(1024), Bytes::new())],
+        jobs: vec![(JobId(1024), job)],
+        ..Batch::default()
+    };
+    first.resign();
+    let second = lead(&target);
+    let Role::Leading { term: later } = *second.role.borrow() else { panic!("it leads") };
+    assert!(later > term);
+    let error = old.commit(&batch(&old_job)).unwrap_err();
+    assert!(matches!(error, Error::Deposed), "{error}");
+    let token = TokenRecord {
+        id: [1; 16],
+        secret: [2; 32],
+        pool: PoolName("local".into()),
+        host: None,
+        expires: Timestamp(99),
+        used_by: None,
+    };
+    assert!(matches!(old_reader.add_token(&token), Err(Error::Deposed)));
+    let mut new = PostgresStore::open(&target, later, second.leadership.clone()).unwrap();
+    assert!(new.load().unwrap().0.jobs.is_empty());
+    new.commit(&batch(&new_job)).unwrap();
+    assert_eq!(new.load().unwrap().0.jobs, [(JobId(1024), new_job)]);
+    second.resign();
+}
+
+#[test]
+fn a_postgres_commit_whose_connection_breaks_is_stored_once() {
+    let Some(cluster) = Cluster::start() else {
+        println!("SKIP a_postgres_commit_whose_connection_breaks_is_stored_once: PostgreSQL is not installed");
+        return;
+    };
+    let direct = Target::parse(&cluster.url(), None).unwrap();
+    postgres::prepare(&direct, FLEET, true).unwrap();
+    let campaign = lead(&direct);
+    let Role::Leading { term } = *campaign.role.borrow() else { panic!("it leads") };
+    let proxy = Proxy::to(&cluster);
+    let target = Target::parse(&proxy.url(), None).unwrap();
+    let mut store = PostgresStore::open(&target, term, campaign.leadership.clone()).unwrap();
+    let reader = PostgresReader::new(&direct, term);
+    let entry = |number: u64| HistoryEntry {
+        at: Timestamp(number),
+        subject: Subject::Fleet,
+        kind: "test".into(),
+        reason: number.to_string(),
+        actor: None,
+    };
+    // The first commit prepares its statements; after it, a commit is one question and its answer.
+    let roads = [Road::Open, Road::CutQuestion, Road::Open, Road::CutAnswer, Road::Open];
+    for (revision, road) in (1u64..).zip(roads) {
+        proxy.set(road);
+        let history = [entry(revision)];
+        assert_eq!(store.commit(&Batch { history: &history, ..Batch::default() }).unwrap(), revision, "{road:?}");
+    }
+    let all = reader.history(&HistoryQuery { limit: 100, ..Default::default() }).unwrap();
+    let reasons: Vec<_> = all.iter().map(|entry| entry.reason.as_str()).collect();
+    assert_eq!(reasons, ["1", "2", "3", "4", "5"]);
+
+    campaign.leadership.end();
+    proxy.set(Road::Closed);
+    let history = [entry(6)];
+    let error = store.commit(&Batch { history: &history, ..Batch::default() }).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "it does not try for ever: {error}");
+}
+
+#[test]
+fn postgres_tables_of_another_fleet_or_a_later_version_are_refused() {
+    let Some(cluster) = Cluster::start() else {
+        println!("SKIP postgres_tables_of_another_fleet_or_a_later_version_are_refused: PostgreSQL is not installed");
+        return;
+    };
+    let target = Target::parse(&cluster.url(), None).unwrap();
+    let empty = postgres::prepare(&target, FLEET, false).unwrap_err();
+    assert!(empty.to_string().contains("no tables"), "{empty}");
+    postgres::prepare(&target, FLEET, true).unwrap();
+    postgres::prepare(&target, FLEET, false).unwrap();
+    lead(&target).resign();
+    let other = postgres::prepare(&target, "ffff", true).unwrap_err();
+    assert!(other.to_string().contains("0123abcd"), "{other}");
+    let update = "UPDATE muster.meta SET value = '2' WHERE name = 'schema'";
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (client, connection) = tokio_postgres::connect(&cluster.url(), tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(update).await.unwrap();
+    });
+    let later = postgres::prepare(&target, FLEET, true).unwrap_err();
+    assert!(matches!(later, Error::NewerSchema { found: 2, known: 1 }), "{later}");
 }

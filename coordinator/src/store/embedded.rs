@@ -13,15 +13,19 @@ use std::{
 
 use bytes::Bytes;
 use muster_core::{
-    effect::{AttemptRecord, HistoryEntry, Subject},
+    effect::{AttemptRecord, HistoryEntry},
     fleet::Image,
     ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, TaskIndex},
     time::Timestamp,
 };
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
-use super::{Batch, Entry, Error, HistoryQuery, Reader, Store, StoredAttempt, TokenRecord, subject_name};
+use super::{
+    Batch, Entry, Error, HistoryQuery, Reader, Store, StoredAttempt, TokenRecord,
+    rows::{damaged, parse, signed, sizes_of_text, sizes_to_text, to_json},
+    subject_name,
+};
 
 const SCHEMA: i64 = 1;
 /// Marks the file as ours ("mstr"), so that no other program's file is taken for it.
@@ -43,11 +47,7 @@ pub struct EmbeddedReader {
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
-    move |source| Error::Database { doing, source }
-}
-
-fn damaged(what: impl Into<String>) -> Error {
-    Error::Damaged { what: what.into() }
+    move |source| Error::Database { doing, source: source.into() }
 }
 
 impl EmbeddedStore {
@@ -192,10 +192,6 @@ fn number(row: &Row<'_>, index: usize) -> Result<u64, Error> {
     u64::try_from(value).map_err(|_| damaged(format!("column {index} of a row is {value}")))
 }
 
-fn parse<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, Error> {
-    serde_json::from_str(text).map_err(|error| damaged(format!("{what}: {error}")))
-}
-
 fn json<T: DeserializeOwned>(row: &Row<'_>, index: usize) -> Result<T, Error> {
     let text: String = column(row, index)?;
     parse("a record", &text)
@@ -205,15 +201,6 @@ fn attempt_key(row: &Row<'_>) -> Result<AttemptId, Error> {
     let small = |index| u32::try_from(number(row, index)?).map_err(|_| damaged("an attempt's task or number"));
     let number_of_try = std::num::NonZeroU32::new(small(2)?).ok_or_else(|| damaged("an attempt with number 0"))?;
     Ok(AttemptId { job: JobId(number(row, 0)?), task: small(1)?, number: number_of_try })
-}
-
-fn to_json<T: Serialize>(record: &T) -> String {
-    serde_json::to_string(record).expect("our records have only string keys or numbers")
-}
-
-/// SQLite's integers are signed; no id of ours comes near the limit.
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 fn write(connection: &mut Connection, batch: &Batch<'_>) -> rusqlite::Result<u64> {
@@ -310,12 +297,8 @@ fn write_history(connection: &Connection, batch: &Batch<'_>) -> rusqlite::Result
         "INSERT INTO history (time, subject, kind, reason, actor, sizes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
     for HistoryEntry { at, subject, kind, reason, actor } in batch.history {
-        let sizes = match subject {
-            Subject::Pool { sizes: Some((from, to)), .. } => Some(format!("{from},{to}")),
-            Subject::Pool { sizes: None, .. } | Subject::Fleet | Subject::Job(_) | Subject::Node(_) => None,
-        };
         let actor = actor.as_ref().map(|actor| actor.0.as_str());
-        add.execute(params![signed(at.0), subject_name(subject), kind, reason, actor, sizes])?;
+        add.execute(params![signed(at.0), subject_name(subject), kind, reason, actor, sizes_to_text(subject)])?;
     }
     let mut add = connection.prepare_cached("INSERT INTO evidence (record) VALUES (?1)")?;
     for evidence in batch.evidence {
@@ -370,10 +353,7 @@ impl Reader for EmbeddedReader {
                 kind: column(row, 3)?,
                 reason: column(row, 4)?,
                 actor: column(row, 5)?,
-                sizes: sizes.and_then(|text| {
-                    let (from, to) = text.split_once(',')?;
-                    Some((from.parse().ok()?, to.parse().ok()?))
-                }),
+                sizes: sizes.as_deref().and_then(sizes_of_text),
             })
         })?;
         if query.newest {

@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod contract;
 mod embedded;
+pub mod postgres;
+mod rows;
 
 use bytes::Bytes;
 use muster_core::{
@@ -20,6 +22,9 @@ use muster_core::{
 
 pub use self::embedded::EmbeddedStore;
 
+/// Why a data base failed.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// What can go wrong with a store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -30,8 +35,26 @@ pub enum Error {
         doing: &'static str,
         /// Why it failed.
         #[source]
-        source: rusqlite::Error,
+        source: Cause,
     },
+    /// Nobody answers, or not in time.
+    #[error("cannot reach the store at {place}")]
+    Unreachable {
+        /// Where, without its password.
+        place: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The address or what the server has set does not serve.
+    #[error("the store is refused: {reason}")]
+    Unfit {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// Another coordinator leads: what this one decides no longer counts.
+    #[error("another coordinator leads now; nothing of this batch was stored")]
+    Deposed,
     /// A row does not read as what it must be.
     #[error("the store is damaged: {what}")]
     Damaged {
