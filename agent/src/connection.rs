@@ -100,6 +100,50 @@ pub async fn open(address: String, config: Arc<ClientConfig>, hello: v1::Hello) 
 const OUTBOUND_MAX: usize = 64;
 const OPEN_TIMEOUT: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT.0);
 
+/// Where the coordinators are dialled, and which comes next: the one that leads where a standby names it,
+/// else all in turn.
+#[derive(Debug)]
+pub struct Addresses {
+    all: Vec<String>,
+    next: usize,
+    /// Named by a standby, for the next try alone.
+    leader: Option<String>,
+}
+
+impl Addresses {
+    /// In the order of preference; not empty.
+    #[must_use]
+    pub const fn new(all: Vec<String>) -> Self {
+        Self { all, next: 0, leader: None }
+    }
+
+    /// Where to dial now.
+    #[must_use]
+    pub fn dial(&mut self) -> String {
+        self.leader.take().unwrap_or_else(|| self.all[self.next % self.all.len()].clone())
+    }
+
+    /// That try failed. True: a standby named the leader, so the next one need not wait.
+    pub fn failed(&mut self, error: &ConnectError) -> bool {
+        self.next += 1;
+        self.leader = match error {
+            ConnectError::Refused { status, address } => leader_in(status).filter(|leader| leader != address),
+            ConnectError::Unreachable { .. } | ConnectError::Silent { .. } | ConnectError::NoWelcome { .. } => None,
+        };
+        self.leader.is_some()
+    }
+}
+
+/// The address that a standby's refusal names. What dials it checks its certificate, as with any other.
+#[must_use]
+pub fn leader_in(status: &Status) -> Option<String> {
+    const ADDRESS_LEN_MAX: usize = 300;
+    let text = status.metadata().get(muster_proto::LEADER_METADATA)?.to_str().ok()?;
+    let (host, port) = text.rsplit_once(':')?;
+    let reads = !host.is_empty() && port.parse::<u16>().is_ok() && text.len() <= ADDRESS_LEN_MAX;
+    (reads && status.code() == tonic::Code::Unavailable).then(|| text.to_owned())
+}
+
 /// When to try next: full jitter below a span that doubles up to the server's hint.
 #[derive(Debug)]
 pub struct Reconnect {
@@ -151,6 +195,27 @@ const SPREAD_MAX: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn refused(address: &str, leader: Option<&str>) -> ConnectError {
+        let mut status = Status::unavailable("a standby");
+        if let Some(leader) = leader {
+            status.metadata_mut().insert(muster_proto::LEADER_METADATA, leader.parse().unwrap());
+        }
+        ConnectError::Refused { address: address.into(), status: Box::new(status) }
+    }
+
+    #[test]
+    fn a_named_leader_is_tried_next_and_all_others_in_turn() {
+        let mut addresses = Addresses::new(vec!["a:1".into(), "b:1".into()]);
+        assert_eq!(addresses.dial(), "a:1");
+        assert!(addresses.failed(&refused("a:1", Some("c:1"))));
+        assert_eq!(addresses.dial(), "c:1");
+        assert!(!addresses.failed(&ConnectError::Silent { address: "c:1".into() }), "it waits before the next");
+        assert_eq!(addresses.dial(), "a:1");
+        assert!(!addresses.failed(&refused("a:1", None)));
+        assert!(!addresses.failed(&refused("b:1", Some("b:1"))), "one that names itself is not asked at once again");
+        assert!(!addresses.failed(&refused("b:1", Some("nonsense"))));
+    }
 
     #[test]
     fn waits_stay_within_the_servers_hint_for_ever() {

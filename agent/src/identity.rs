@@ -2,6 +2,7 @@
 //! token and renewed in place at two thirds of its life.
 
 use std::{
+    collections::VecDeque,
     fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 
 use crate::{
+    connection::leader_in,
     hex,
     state::{StateError, write_durably},
     tls,
@@ -150,12 +152,7 @@ impl Identity {
         let key = load_or_make_key(state)?;
         let request =
             v1::JoinRequest { token: token.to_owned(), csr: request_of(&key)?.into(), node_name: name.into() };
-        let channel = connect_any(addresses, fingerprint).await?;
-        let answer = v1::enrollment_client::EnrollmentClient::new(channel)
-            .join(request)
-            .await
-            .map_err(IdentityError::Refused)?
-            .into_inner();
+        let answer = ask_any(addresses, fingerprint, &request).await?;
         let certificate = Certificate::checked(answer, None)?;
         certificate.store(state)?;
         Ok(Self { key, certificate })
@@ -257,12 +254,33 @@ fn request_of(key: &KeyPair) -> Result<Vec<u8>, IdentityError> {
     Ok(request.der().to_vec())
 }
 
-async fn connect_any(addresses: &[String], fingerprint: [u8; 32]) -> Result<Channel, IdentityError> {
+/// Asks each coordinator in turn, and the one that leads as soon as a standby names it.
+async fn ask_any(
+    addresses: &[String],
+    fingerprint: [u8; 32],
+    request: &v1::JoinRequest,
+) -> Result<v1::JoinResponse, IdentityError> {
     let mut last = IdentityError::BadAnswer("nothing: no address was given");
-    for address in addresses {
-        match tls::connect(address, tls::config_pinned(fingerprint)).await {
-            Ok(channel) => return Ok(channel),
-            Err(source) => last = IdentityError::Unreachable { address: address.clone(), source },
+    let mut left: VecDeque<String> = addresses.iter().cloned().collect();
+    let mut named = None;
+    while let Some(address) = left.pop_front() {
+        let channel = match tls::connect(&address, tls::config_pinned(fingerprint)).await {
+            Ok(channel) => channel,
+            Err(source) => {
+                last = IdentityError::Unreachable { address, source };
+                continue;
+            }
+        };
+        match v1::enrollment_client::EnrollmentClient::new(channel).join(request.clone()).await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(status) if status.code() == tonic::Code::Unavailable => {
+                if let Some(leader) = leader_in(&status).filter(|leader| named.as_ref() != Some(leader)) {
+                    left.push_front(leader.clone());
+                    named = Some(leader);
+                }
+                last = IdentityError::Refused(status);
+            }
+            Err(status) => return Err(IdentityError::Refused(status)),
         }
     }
     Err(last)

@@ -59,7 +59,7 @@ pub struct Global {
     /// Give up after this long: a request (default 30s), or a wait (default never).
     #[arg(long, global = true, value_parser = units::duration, value_name = "TIME")]
     pub timeout: Option<Duration>,
-    /// The coordinator: unix:/path or host:port. Default: the newest running `muster up`, else the system's.
+    /// The coordinator: unix:/path, or host:port (all of them, with commas). Default: the newest running `muster up`, else the system's.
     #[arg(long, global = true, env = "MUSTER_SERVER", value_name = "WHERE")]
     pub server: Option<String>,
     /// The fleet's CA certificate (PEM), for host:port.

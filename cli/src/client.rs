@@ -3,14 +3,19 @@
 //! else the newest running `muster up`, else the system's coordinator.
 
 use std::{
+    collections::VecDeque,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
-use muster_proto::v1::{
-    fleet_client::FleetClient, jobs_client::JobsClient, nodes_client::NodesClient, pools_client::PoolsClient,
+use muster_proto::{
+    LEADER_METADATA,
+    v1::{
+        StatusRequest, fleet_client::FleetClient, jobs_client::JobsClient, nodes_client::NodesClient,
+        pools_client::PoolsClient,
+    },
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use tonic::transport::{Channel, Endpoint};
@@ -28,6 +33,10 @@ pub const SYSTEM_SOCKET: &str = "/var/lib/muster/operator.sock";
 const SERVER_NAME: &str = "muster-coordinator";
 /// A coordinator that does not take a connection in this time is not reachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A takeover is done in this time.
+const LEADER_PATIENCE: Duration = Duration::from_secs(15);
+/// Between two rounds; up to a quarter of a second comes on top, so that callers do not come in step.
+const LEADER_PAUSE: Duration = Duration::from_millis(200);
 /// An answer with many inline outputs may be large; the coordinator bounds what it sends.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
@@ -36,8 +45,8 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 pub enum Server {
     /// On this machine.
     Unix(PathBuf),
-    /// `host:port`, with TLS.
-    Tcp(String),
+    /// `host:port`, with TLS; several of a fleet whose coordinators share a data base.
+    Tcp(Vec<String>),
 }
 
 /// The files of a client certificate.
@@ -60,10 +69,15 @@ impl Server {
         if text.starts_with('/') {
             return Ok(Self::Unix(PathBuf::from(text)));
         }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tcp(text.to_owned())),
-            _ => Err(format!("`{text}` is no server; write unix:/path or host:port")),
+        let reads = |address: &str| match address.rsplit_once(':') {
+            Some((host, port)) => !host.is_empty() && port.parse::<u16>().is_ok(),
+            None => false,
+        };
+        let addresses: Vec<String> = text.split(',').map(|address| address.trim().to_owned()).collect();
+        if addresses.iter().all(|address| reads(address)) {
+            return Ok(Self::Tcp(addresses));
         }
+        Err(format!("`{text}` is no server; write unix:/path, host:port, or host:port,host:port"))
     }
 
     /// Where to look when nothing was named.
@@ -76,75 +90,85 @@ impl std::fmt::Display for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", escape::path(path)),
-            Self::Tcp(address) => f.write_str(address),
+            Self::Tcp(addresses) => f.write_str(&addresses.join(",")),
         }
     }
 }
 
 /// A connection to the coordinator.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
-    channel: Channel,
+    /// Another one after a takeover.
+    channel: Arc<Mutex<Channel>>,
     /// Where it goes.
     pub server: Server,
+    tls: Option<tokio_rustls::TlsConnector>,
     timeout: Duration,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 impl Client {
     /// Connects, or says why not.
     pub async fn connect(server: Server, tls: &TlsFiles, timeout: Duration) -> Result<Self> {
-        let endpoint = Endpoint::from_static("http://muster-coordinator")
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_adaptive_window(true)
-            .tcp_nodelay(true);
-        let connected = match &server {
+        let (channel, tls) = match &server {
             Server::Unix(path) => {
                 let path = path.clone();
                 let dial = move |_| {
                     let path = path.clone();
                     async move { tokio::net::UnixStream::connect(path).await.map(TokioIo::new) }
                 };
-                endpoint.connect_with_connector(service_fn(dial)).await
+                let channel = endpoint().connect_with_connector(service_fn(dial)).await;
+                (channel.map_err(|error| unreachable(&server, error))?, None)
             }
-            Server::Tcp(address) => {
+            Server::Tcp(addresses) => {
                 let connector = tokio_rustls::TlsConnector::from(Arc::new(tls_config(tls)?));
-                let address = address.clone();
-                let dial = move |_| {
-                    let (address, connector) = (address.clone(), connector.clone());
-                    async move {
-                        let stream = tokio::net::TcpStream::connect(address).await?;
-                        stream.set_nodelay(true)?;
-                        let name = ServerName::try_from(SERVER_NAME).expect("a constant that is a DNS name");
-                        connector.connect(name, stream).await.map(TokioIo::new)
-                    }
+                let channel = match addresses.as_slice() {
+                    [address] => dial(address, &connector).await.map_err(|error| unreachable(&server, error))?,
+                    _several => find_leader(&server, addresses, &connector).await?,
                 };
-                endpoint.connect_with_connector(service_fn(dial)).await
+                (channel, Some(connector))
             }
         };
-        match connected {
-            Ok(channel) => Ok(Self { channel, server, timeout }),
-            Err(error) => Err(unreachable(&server, error)),
+        Ok(Self { channel: Arc::new(Mutex::new(channel)), server, tls, timeout })
+    }
+
+    /// After a call that found nobody: looks for the coordinator that leads now, where several are known.
+    pub async fn find_again(&self) {
+        let (Server::Tcp(addresses), Some(tls)) = (&self.server, &self.tls) else { return };
+        if addresses.len() > 1
+            && let Ok(channel) = find_leader(&self.server, addresses, tls).await
+        {
+            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
         }
+    }
+
+    fn channel(&self) -> Channel {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Jobs and blobs.
     pub fn jobs(&self) -> JobsClient<Channel> {
-        JobsClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+        JobsClient::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     /// Nodes.
     pub fn nodes(&self) -> NodesClient<Channel> {
-        NodesClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+        NodesClient::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     /// Pools.
     pub fn pools(&self) -> PoolsClient<Channel> {
-        PoolsClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+        PoolsClient::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     /// The fleet as a whole.
     pub fn fleet(&self) -> FleetClient<Channel> {
-        FleetClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+        FleetClient::new(self.channel()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
 
     /// A question with the time limit of this connection.
@@ -152,6 +176,67 @@ impl Client {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.timeout);
         request
+    }
+}
+
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://muster-coordinator")
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_adaptive_window(true)
+        .tcp_nodelay(true)
+}
+
+async fn dial(
+    address: &str,
+    connector: &tokio_rustls::TlsConnector,
+) -> std::result::Result<Channel, tonic::transport::Error> {
+    let (address, connector) = (address.to_owned(), connector.clone());
+    let dial = move |_| {
+        let (address, connector) = (address.clone(), connector.clone());
+        async move {
+            let stream = tokio::net::TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let name = ServerName::try_from(SERVER_NAME).expect("a constant that is a DNS name");
+            connector.connect(name, stream).await.map(TokioIo::new)
+        }
+    };
+    endpoint().connect_with_connector(service_fn(dial)).await
+}
+
+/// Asks all in turn who leads, and goes where a standby points, until one answers as the leader.
+async fn find_leader(server: &Server, addresses: &[String], connector: &tokio_rustls::TlsConnector) -> Result<Channel> {
+    let end = tokio::time::Instant::now() + LEADER_PATIENCE;
+    loop {
+        let mut left: VecDeque<String> = addresses.iter().cloned().collect();
+        let mut named: Option<String> = None;
+        let mut last = Failure::new(Exit::Unreachable, format!("no coordinator of {server} leads"));
+        while let Some(address) = left.pop_front() {
+            let channel = match dial(&address, connector).await {
+                Ok(channel) => channel,
+                Err(error) => {
+                    last = unreachable(&Server::Tcp(vec![address]), error);
+                    continue;
+                }
+            };
+            match FleetClient::new(channel.clone()).status(StatusRequest {}).await {
+                Ok(_) => return Ok(channel),
+                Err(status) if status.code() == tonic::Code::Unavailable => {
+                    let leader = status.metadata().get(LEADER_METADATA).and_then(|leader| leader.to_str().ok());
+                    if let Some(leader) = leader.filter(|leader| named.as_deref() != Some(leader)) {
+                        left.push_front(leader.to_owned());
+                        named = Some(leader.to_owned());
+                    }
+                    last = status.into();
+                }
+                Err(status) => return Err(status.into()),
+            }
+        }
+        if tokio::time::Instant::now() >= end {
+            return Err(last);
+        }
+        let mut random = [0; 1];
+        getrandom::fill(&mut random).expect("the kernel has random bytes");
+        tokio::time::sleep(LEADER_PAUSE + Duration::from_millis(random[0].into())).await;
     }
 }
 
@@ -220,8 +305,9 @@ mod tests {
     fn a_server_is_a_socket_or_an_address() {
         assert_eq!(Server::parse("unix:/run/m.sock"), Ok(Server::Unix("/run/m.sock".into())));
         assert_eq!(Server::parse("/run/m.sock"), Ok(Server::Unix("/run/m.sock".into())));
-        assert_eq!(Server::parse("[::1]:7000"), Ok(Server::Tcp("[::1]:7000".into())));
-        for text in ["", "host", "host:", ":1", "host:99999"] {
+        assert_eq!(Server::parse("[::1]:7000"), Ok(Server::Tcp(vec!["[::1]:7000".into()])));
+        assert_eq!(Server::parse("a:1, b:2"), Ok(Server::Tcp(vec!["a:1".into(), "b:2".into()])));
+        for text in ["", "host", "host:", ":1", "host:99999", "a:1,", "a:1,b"] {
             assert!(Server::parse(text).is_err(), "{text}");
         }
     }

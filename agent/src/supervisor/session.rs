@@ -108,7 +108,7 @@ impl Supervisor {
                 .map(|name| name.release().to_string_lossy().into_owned())
                 .unwrap_or_default(),
         };
-        let address = self.config.coordinators[self.next_address % self.config.coordinators.len()].clone();
+        let address = self.addresses.dial();
         let inbox = self.inbox.clone();
         tokio::task::spawn_local(async move {
             let result = connection::open(address, config, hello).await;
@@ -121,8 +121,7 @@ impl Supervisor {
         let session = match result {
             Ok(session) => session,
             Err(error) => {
-                self.next_address += 1;
-                let wait = self.reconnect.next_wait();
+                let wait = if self.addresses.failed(&error) { Duration::ZERO } else { self.reconnect.next_wait() };
                 tracing::warn!(wait_ms = wait.as_millis() as u64, "{}; trying again", chain(&error));
                 self.connect_at = Some(Instant::now() + wait);
                 return;

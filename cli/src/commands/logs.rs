@@ -78,7 +78,7 @@ pub async fn follow(context: &Context, client: &Client, job: u64, task: u32, att
         if worked {
             breaks.works();
         }
-        breaks.wait(error).await?;
+        breaks.wait(client, error).await?;
         if worked {
             context.output.say("muster: the connection broke; trying again");
         }

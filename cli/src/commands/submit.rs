@@ -48,6 +48,7 @@ pub async fn ask(client: &Client, request: SubmitRequest) -> Result<SubmitRespon
             Err(status) if tries < TRIES && matches!(status.code(), Code::Unavailable | Code::Unknown) => {
                 tries += 1;
                 tokio::time::sleep(TRY_AGAIN).await;
+                client.find_again().await;
             }
             Err(status) => return Err(status.into()),
         }

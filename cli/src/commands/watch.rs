@@ -30,13 +30,14 @@ impl Breaks {
     }
 
     /// Waits, or gives the error back when it is none of the connection's or has come too often.
-    pub async fn wait(&mut self, error: tonic::Status) -> Result<()> {
+    pub async fn wait(&mut self, client: &Client, error: tonic::Status) -> Result<()> {
         self.in_a_row += 1;
         let broken = matches!(error.code(), Code::Unavailable | Code::Unknown | Code::Cancelled);
         if !broken || self.in_a_row > TRIES {
             return Err(error.into());
         }
         tokio::time::sleep(TRY_AGAIN).await;
+        client.find_again().await;
         Ok(())
     }
 }
@@ -64,7 +65,7 @@ pub async fn until_finished(client: &Client, job: u64, each: &mut dyn FnMut(&Job
                 }
             }
         };
-        breaks.wait(error).await.map_err(|failure| told(failure, job))?;
+        breaks.wait(client, error).await.map_err(|failure| told(failure, job))?;
     }
 }
 
