@@ -5,6 +5,7 @@ mod access;
 mod demo;
 mod doctor;
 mod drains;
+mod failover;
 mod hostile_agent;
 mod jobs;
 mod restarts;

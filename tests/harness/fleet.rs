@@ -90,6 +90,20 @@ impl Fleet {
         fleet
     }
 
+    /// A fleet whose coordinators somebody else runs: `address` is to be set before a node is added.
+    #[must_use]
+    pub fn without_coordinator(client: Client) -> Self {
+        let folder = tempfile::Builder::new().prefix("muster-e2e-").tempdir().expect("a temporary folder");
+        Self {
+            nodes: BTreeMap::new(),
+            coordinator: None,
+            address: String::new(),
+            client,
+            fences: BTreeSet::new(),
+            folder,
+        }
+    }
+
     /// Starts a coordinator with one node named `n1`.
     pub async fn with_node() -> Self {
         let mut fleet = Self::start().await;

@@ -4,12 +4,15 @@
 
 pub mod client;
 pub mod fleet;
+pub mod ha;
 pub mod host;
 pub mod part;
+pub mod postgres;
 pub mod wait;
 
 pub use client::{Client, Finished};
 pub use fleet::{Fleet, NodeOptions};
+pub use ha::HighlyAvailable;
 pub use wait::{WAIT, eventually, eventually_blocking};
 
 /// Ends the test early and loudly: the runner counts it as skipped, and fails
