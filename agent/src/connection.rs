@@ -101,20 +101,35 @@ const OUTBOUND_MAX: usize = 64;
 const OPEN_TIMEOUT: Duration = Duration::from_millis(limits::HANDSHAKE_TIMEOUT.0);
 
 /// Where the coordinators are dialled, and which comes next: the one that leads where a standby names it,
-/// else all in turn.
+/// else all in turn. Between two rounds there is a pause.
 #[derive(Debug)]
 pub struct Addresses {
     all: Vec<String>,
     next: usize,
     /// Named by a standby, for the next try alone.
     leader: Option<String>,
+    /// Failed in this round.
+    tried: Vec<String>,
+    /// A standby answered in this round: a takeover is under way.
+    standby: bool,
+}
+
+/// When the next try is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// There is another address to try.
+    AtOnce,
+    /// All were tried, and a standby is there: somebody leads soon.
+    Soon,
+    /// All were tried in vain.
+    Later,
 }
 
 impl Addresses {
     /// In the order of preference; not empty.
     #[must_use]
     pub const fn new(all: Vec<String>) -> Self {
-        Self { all, next: 0, leader: None }
+        Self { all, next: 0, leader: None, tried: Vec::new(), standby: false }
     }
 
     /// Where to dial now.
@@ -123,14 +138,43 @@ impl Addresses {
         self.leader.take().unwrap_or_else(|| self.all[self.next % self.all.len()].clone())
     }
 
-    /// That try failed. True: a standby named the leader, so the next one need not wait.
-    pub fn failed(&mut self, error: &ConnectError) -> bool {
-        self.next += 1;
-        self.leader = match error {
-            ConnectError::Refused { status, address } => leader_in(status).filter(|leader| leader != address),
-            ConnectError::Unreachable { .. } | ConnectError::Silent { .. } | ConnectError::NoWelcome { .. } => None,
+    /// That try failed.
+    pub fn failed(&mut self, error: &ConnectError) -> Again {
+        let (address, named) = match error {
+            ConnectError::Refused { address, status } => {
+                self.standby |= status.code() == tonic::Code::Unavailable;
+                (address, leader_in(status))
+            }
+            ConnectError::Unreachable { address, .. }
+            | ConnectError::Silent { address }
+            | ConnectError::NoWelcome { address } => (address, None),
         };
-        self.leader.is_some()
+        self.tried.push(address.clone());
+        self.leader = named.filter(|leader| !self.tried.contains(leader));
+        let untried =
+            (1..self.all.len()).find(|step| !self.tried.contains(&self.all[(self.next + step) % self.all.len()]));
+        match (&self.leader, untried) {
+            (Some(_), _) => Again::AtOnce,
+            (None, Some(step)) => {
+                self.next += step;
+                Again::AtOnce
+            }
+            (None, None) => {
+                self.next += 1;
+                self.tried.clear();
+                if std::mem::take(&mut self.standby) { Again::Soon } else { Again::Later }
+            }
+        }
+    }
+
+    /// A stream stands.
+    pub fn worked(&mut self, address: &str) {
+        self.tried.clear();
+        self.standby = false;
+        // Where it broke off is where it is tried first.
+        if let Some(at) = self.all.iter().position(|known| known == address) {
+            self.next = at;
+        }
     }
 }
 
@@ -176,6 +220,12 @@ impl Reconnect {
         Duration::from_millis(jitter::below(span.as_millis() as u64 + 1))
     }
 
+    /// How long to wait for a takeover that is under way: a part of a span that does not grow.
+    #[must_use]
+    pub fn short_wait(&self) -> Duration {
+        Duration::from_millis(jitter::below(SOON_MAX.as_millis() as u64 + 1))
+    }
+
     /// The stream stands: the next break begins with a short span again.
     pub fn reset(&mut self) {
         *self = Self::within(self.spread_max);
@@ -188,6 +238,7 @@ impl Default for Reconnect {
     }
 }
 
+const SOON_MAX: Duration = Duration::from_secs(1);
 const SPREAD_MIN: Duration = Duration::from_millis(100);
 const SPREAD_DEFAULT: Duration = Duration::from_secs(3);
 const SPREAD_MAX: Duration = Duration::from_secs(60);
@@ -205,16 +256,26 @@ mod tests {
     }
 
     #[test]
-    fn a_named_leader_is_tried_next_and_all_others_in_turn() {
-        let mut addresses = Addresses::new(vec!["a:1".into(), "b:1".into()]);
+    fn a_named_leader_is_tried_next_and_all_others_once_before_a_pause() {
+        let mut addresses = Addresses::new(vec!["a:1".into(), "b:1".into(), "c:1".into()]);
+        let silent = |address: &str| ConnectError::Silent { address: address.into() };
         assert_eq!(addresses.dial(), "a:1");
-        assert!(addresses.failed(&refused("a:1", Some("c:1"))));
+        assert_eq!(addresses.failed(&refused("a:1", Some("c:1"))), Again::AtOnce);
         assert_eq!(addresses.dial(), "c:1");
-        assert!(!addresses.failed(&ConnectError::Silent { address: "c:1".into() }), "it waits before the next");
-        assert_eq!(addresses.dial(), "a:1");
-        assert!(!addresses.failed(&refused("a:1", None)));
-        assert!(!addresses.failed(&refused("b:1", Some("b:1"))), "one that names itself is not asked at once again");
-        assert!(!addresses.failed(&refused("b:1", Some("nonsense"))));
+        assert_eq!(addresses.failed(&silent("c:1")), Again::AtOnce);
+        assert_eq!(addresses.dial(), "b:1");
+        assert_eq!(addresses.failed(&refused("b:1", Some("c:1"))), Again::Soon, "the one that it names was tried");
+        for _ in 0..2 {
+            let address = addresses.dial();
+            assert_eq!(addresses.failed(&silent(&address)), Again::AtOnce);
+        }
+        let address = addresses.dial();
+        assert_eq!(addresses.failed(&silent(&address)), Again::Later, "nobody is there");
+        assert_eq!(addresses.failed(&refused("a:1", Some("nonsense"))), Again::AtOnce);
+
+        let mut alone = Addresses::new(vec!["a:1".into()]);
+        assert_eq!(alone.failed(&silent("a:1")), Again::Later);
+        assert_eq!(alone.failed(&refused("a:1", Some("a:1"))), Again::Soon);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use super::{Notice, Supervisor, notify};
 use crate::{
     chain, config,
-    connection::{self, ConnectError, Reconnect, Session},
+    connection::{self, Again, ConnectError, Reconnect, Session},
     identity::{Certificate, IdentityError},
     jitter,
     job::Job,
@@ -121,7 +121,11 @@ impl Supervisor {
         let session = match result {
             Ok(session) => session,
             Err(error) => {
-                let wait = if self.addresses.failed(&error) { Duration::ZERO } else { self.reconnect.next_wait() };
+                let wait = match self.addresses.failed(&error) {
+                    Again::AtOnce => Duration::ZERO,
+                    Again::Soon => self.reconnect.short_wait(),
+                    Again::Later => self.reconnect.next_wait(),
+                };
                 tracing::warn!(wait_ms = wait.as_millis() as u64, "{}; trying again", chain(&error));
                 self.connect_at = Some(Instant::now() + wait);
                 return;
@@ -131,6 +135,7 @@ impl Supervisor {
             // A reload asked for a newer hello while this one was under way.
             self.disconnect("replaced");
         }
+        self.addresses.worked(&session.address);
         let welcome = &session.welcome;
         tracing::info!(address = session.address, node = welcome.node, incarnation = welcome.incarnation, "connected");
         self.reconnect = Reconnect::within(Duration::from_millis(welcome.reconnect_spread_ms.into()));
