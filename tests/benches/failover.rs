@@ -4,10 +4,10 @@
 //! standby answers a submit, and until the job that was submitted has run; median and worst.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark may panic")]
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use muster_proto::v1;
-use muster_tests::{Client, HighlyAvailable, NodeOptions, client::fresh_key};
+use muster_tests::{Client, HighlyAvailable, NodeOptions, WAIT, client::fresh_key, eventually};
 
 /// The same key at every coordinator that is left: whichever leads takes it.
 async fn submit(clients: Vec<Client>, template: &v1::JobTemplate) -> (Client, u64) {
@@ -15,12 +15,9 @@ async fn submit(clients: Vec<Client>, template: &v1::JobTemplate) -> (Client, u6
     let asks = clients.into_iter().map(|client| {
         let (key, template) = (key.clone(), template.clone());
         Box::pin(async move {
-            loop {
-                if let Ok(answer) = client.try_submit(&key, template.clone()).await {
-                    return (client, answer.job);
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            let taken = async || client.try_submit(&key, template.clone()).await.ok();
+            let job = eventually("the coordinator takes a job", WAIT, taken).await.job;
+            (client, job)
         })
     });
     futures_util::future::select_all(asks).await.0
