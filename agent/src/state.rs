@@ -1,7 +1,7 @@
 //! The agent's folder: what it must remember over its own restart.
 //!
 //! Durable (synced): who it is, how often it started, which drain it is closed
-//! for, and that it was released. Not synced: the reasons of running stops and
+//! for, what leaders said that they had committed, and that it was released. Not synced: the reasons of running stops and
 //! the output spool; a power loss ends the jobs that they belong to.
 
 use std::{
@@ -10,9 +10,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use muster_core::{effect::StopReason, ids::Revision};
+use muster_core::{effect::StopReason, ids::Revision, timeline::Seen};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +34,23 @@ pub struct StateError {
 pub struct StateFolder {
     root: PathBuf,
     remembered: Remembered,
+    seen: Seen,
+    seen_noted: Instant,
     _lock: Flock<File>,
+}
+
+/// What leaders said, below the agent's folder.
+const SEEN_FILE: &str = "seen.json";
+/// Between two notes of what one leader says.
+const SEEN_EVERY: Duration = Duration::from_secs(60);
+
+fn read_seen(path: &Path) -> Result<Seen, StateError> {
+    match fs::read(path) {
+        // It is a help to the coordinator; without it this host takes part as one that has seen nothing.
+        Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Seen::default()),
+        Err(error) => Err(failed("read", path)(error)),
+    }
 }
 
 /// What counts this installation and its starts.
@@ -66,7 +83,8 @@ impl StateFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Remembered::new(),
             Err(error) => return Err(failed("read", &path)(error)),
         };
-        let mut state = Self { root: root.to_owned(), remembered, _lock: lock };
+        let seen = read_seen(&root.join(SEEN_FILE))?;
+        let mut state = Self { root: root.to_owned(), remembered, seen, seen_noted: Instant::now(), _lock: lock };
         state.count_start()?;
         Ok(state)
     }
@@ -97,6 +115,31 @@ impl StateFolder {
     #[must_use]
     pub const fn agent_start(&self) -> u64 {
         self.remembered.agent_start
+    }
+
+    /// The last that a leader said it had committed.
+    #[must_use]
+    pub const fn seen(&self) -> Seen {
+        self.seen
+    }
+
+    /// A leader said so. Durable at once when it is another leader, else now and then: after a crash the host
+    /// knows a little less, and others know more.
+    ///
+    /// # Errors
+    /// The disk did not take it.
+    pub fn note_seen(&mut self, seen: Seen) -> Result<(), StateError> {
+        if seen <= self.seen {
+            return Ok(());
+        }
+        let due = seen.term != self.seen.term || self.seen_noted.elapsed() >= SEEN_EVERY;
+        self.seen = seen;
+        if due {
+            self.seen_noted = Instant::now();
+            let text = serde_json::to_vec(&seen).expect("plain fields are JSON");
+            write_durably(&self.root.join(SEEN_FILE), &text, 0o600)?;
+        }
+        Ok(())
     }
 
     /// The folder of output that the coordinator has not acknowledged.

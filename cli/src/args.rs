@@ -94,6 +94,9 @@ pub enum Command {
     /// Tokens with which hosts join.
     #[command(subcommand)]
     Token(Token),
+    /// The fleet's stored state: what to do when it is damaged, restored or behind.
+    #[command(subcommand)]
+    State(State),
     /// The fleet in a few lines, with alarms.
     Status,
     /// What happened in the fleet, newest last.
@@ -105,6 +108,17 @@ pub enum Command {
     /// Cleans up after a killed `up` or `demo`.
     #[command(hide = true)]
     Janitor(Janitor),
+}
+
+/// `muster state`.
+#[derive(Debug, Subcommand)]
+pub enum State {
+    /// Place again although the store lost answered requests (a restored backup, a failover that lost some).
+    AcceptLoss {
+        /// Why; kept in the history.
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        reason: String,
+    },
 }
 
 /// Where the parts of this host have their files.

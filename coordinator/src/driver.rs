@@ -24,6 +24,7 @@ use muster_core::{
     ids::{AttemptId, JobId, NodeId, RequestId, SessionId, Term},
     limits,
     time::Timestamp,
+    timeline::Seen,
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -47,7 +48,7 @@ type Query = Box<dyn FnOnce(&Fleet, Timestamp) + Send>;
 enum Input {
     Events(Vec<Event>),
     Request { request: RequestId, event: Event, job: Option<AcceptedJob>, reply: oneshot::Sender<Answer> },
-    Connect { node: NodeId, session: SessionId, hello: Hello, outbox: mpsc::Sender<Order> },
+    Connect { node: NodeId, session: SessionId, hello: Hello, seen: Seen, outbox: mpsc::Sender<Order> },
     Query(Query),
     Stop,
 }
@@ -168,9 +169,15 @@ impl Handle {
     ///
     /// # Errors
     /// The driver has stopped.
-    pub async fn connect(&self, node: NodeId, hello: Hello, outbox: mpsc::Sender<Order>) -> Result<SessionId, Stopped> {
+    pub async fn connect(
+        &self,
+        node: NodeId,
+        hello: Hello,
+        seen: Seen,
+        outbox: mpsc::Sender<Order>,
+    ) -> Result<SessionId, Stopped> {
         let session = SessionId(self.number());
-        self.send(Input::Connect { node, session, hello, outbox }).await.map(|()| session)
+        self.send(Input::Connect { node, session, hello, seen, outbox }).await.map(|()| session)
     }
 
     /// Reads committed state.
@@ -224,6 +231,8 @@ pub struct Setup {
     pub leadership: Leadership,
     /// At least this term is led by.
     pub term: Term,
+    /// Stored before.
+    pub commits: u64,
     /// Goes on after the last stored time.
     pub clock: Clock,
     /// Told of nodes after each commit.
@@ -248,6 +257,7 @@ struct Driver {
     /// What acting itself brought about, for the next batch.
     consequences: VecDeque<Event>,
     revision: u64,
+    commits: u64,
 }
 
 /// Starts the driver on a thread of its own. The receiver tells how it ended.
@@ -257,6 +267,7 @@ pub fn start(parts: Setup) -> (Handle, oneshot::Receiver<Result<(), Failed>>) {
     let (changes, _) = broadcast::channel(CHANGES_MAX);
     let handle = Handle { inputs, changes: changes.clone(), next: Arc::new(AtomicU64::new(1)), clock: parts.clock };
     let (ended, end) = oneshot::channel();
+    let commits = parts.commits;
     let driver = Driver {
         parts,
         inputs: received,
@@ -266,6 +277,7 @@ pub fn start(parts: Setup) -> (Handle, oneshot::Receiver<Result<(), Failed>>) {
         accepting: HashMap::new(),
         consequences: VecDeque::new(),
         revision: 0,
+        commits,
     };
     thread::Builder::new()
         .name("driver".into())
@@ -304,6 +316,7 @@ impl Driver {
         let now = self.parts.clock.now();
         let mut out = Output::default();
         let term = self.parts.term.max(self.parts.fleet.meta().term.next());
+        self.parts.fleet.apply(Event::Stored { commits: self.commits }, now, &mut out);
         self.parts.fleet.apply(Event::Led { term }, now, &mut out);
         self.settle_persist_act(now, out)
     }
@@ -349,7 +362,8 @@ impl Driver {
                     }
                     fleet.apply(event, now, out);
                 }
-                Input::Connect { node, session, hello, outbox } => {
+                Input::Connect { node, session, hello, seen, outbox } => {
+                    fleet.apply(Event::HostSaw { node, seen }, now, out);
                     self.outboxes.insert(session, (node, outbox));
                     fleet.apply(Event::NodeConnected { node, session, hello }, now, out);
                 }
@@ -403,6 +417,7 @@ impl Driver {
         }
         let rows = batch.jobs.len() + batch.nodes.len() + batch.pools.len() + batch.attempts.len();
         self.revision = self.parts.store.commit(&batch)?;
+        self.commits += 1;
         self.parts.metrics.committed(rows);
         for entry in batch.history {
             let subject = store::subject_name(&entry.subject);
@@ -472,8 +487,8 @@ impl Driver {
 
     /// A node that does not take its orders is cut off: it comes back and compares.
     fn order_node(&mut self, effect: Effect) {
-        let term = self.parts.fleet.meta().term;
-        let Some((session, order)) = order_of(effect, term) else { return };
+        let told = Seen { term: self.parts.fleet.meta().term, commit: self.commits };
+        let Some((session, order)) = order_of(effect, told) else { return };
         let Some((node, outbox)) = self.outboxes.get(&session) else { return };
         let node = *node;
         let closes = matches!(order, Order::Close(_));

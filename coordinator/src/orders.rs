@@ -2,9 +2,10 @@
 
 use muster_core::{
     effect::{Effect, StopOrder},
-    ids::{AttemptId, Epoch, HostRequestId, NodeId, PoolName, SessionId, Term},
+    ids::{AttemptId, Epoch, HostRequestId, NodeId, PoolName, SessionId},
     limits,
     policy::HostTemplate,
+    timeline::Seen,
 };
 use muster_proto::{
     convert,
@@ -45,9 +46,9 @@ pub enum HostOrder {
     },
 }
 
-/// The order that an effect is, and the stream that it goes to.
+/// The order that an effect is, and the stream that it goes to. `told` is what is committed now, by whom.
 #[must_use]
-pub fn order_of(effect: Effect, term: Term) -> Option<(SessionId, Order)> {
+pub fn order_of(effect: Effect, told: Seen) -> Option<(SessionId, Order)> {
     let ids = |attempts: Vec<AttemptId>| attempts.into_iter().map(v1::AttemptId::from).collect();
     Some(match effect {
         Effect::Start { session, attempts, .. } => (session, Order::Start(attempts)),
@@ -56,7 +57,7 @@ pub fn order_of(effect: Effect, term: Term) -> Option<(SessionId, Order)> {
             let welcome = v1::Welcome {
                 node: node.0,
                 incarnation: incarnation.0,
-                term: term.0,
+                term: told.term.0,
                 heartbeat_interval_ms: milliseconds(limits::HEARTBEAT_INTERVAL.0),
                 unknown: ids(unknown),
                 // At most a quarter of a lease, so that all are back before any lease runs out.
@@ -65,7 +66,13 @@ pub fn order_of(effect: Effect, term: Term) -> Option<(SessionId, Order)> {
             (session, Order::Message(Message::Welcome(welcome)))
         }
         Effect::GrantLease { session, sequence, duration, unknown, .. } => {
-            let lease = v1::Lease { sequence, duration_ms: milliseconds(duration.0), unknown: ids(unknown) };
+            let lease = v1::Lease {
+                sequence,
+                duration_ms: milliseconds(duration.0),
+                unknown: ids(unknown),
+                term: told.term.0,
+                commit: told.commit,
+            };
             (session, Order::Message(Message::Lease(lease)))
         }
         Effect::Stop { session, attempts, .. } => {

@@ -334,8 +334,13 @@ fn open_file(folder: &Folder) -> Result<Opened, Error> {
     let store = folder.open_store()?;
     let reader: Arc<dyn Reader> = Arc::new(store.reader()?);
     // As with the leadership row: a store that was restored from a backup gives no term twice.
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Ok(Opened { store: Box::new(store), reader, leadership: Leadership::alone(), term: Term(seconds) })
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    Ok(Opened {
+        store: Box::new(store),
+        reader,
+        leadership: Leadership::alone(),
+        term: Term(u64::try_from(time).unwrap_or(0)),
+    })
 }
 
 impl Shell {
@@ -352,6 +357,7 @@ impl Shell {
     async fn lead(&self, opened: Opened) -> Result<Led, Error> {
         let Opened { mut store, reader, leadership, term } = opened;
         let (image, last) = store.load()?;
+        let commits = store.commits()?;
         let fleet = Fleet::restore(image)?;
         let blobs = Arc::new(Blobs::open(&self.files.join("blobs"))?);
         let bodies = Arc::new(Bodies::new(reader.clone(), blobs.clone()));
@@ -363,6 +369,7 @@ impl Shell {
             store,
             leadership: leadership.clone(),
             term,
+            commits,
             clock,
             members: members.clone(),
             vitals: vitals.clone(),

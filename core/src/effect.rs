@@ -181,6 +181,11 @@ pub enum Reply {
     NodeChanged,
     /// The pool's policy is in force.
     PoolSet,
+    /// The fleet goes on from what its store has.
+    LossAccepted {
+        /// A loss had been noticed.
+        lost: bool,
+    },
     /// The host may have a certificate for this node.
     Enrolled {
         /// The node.

@@ -23,6 +23,7 @@ use crate::{
     resources::Resources,
     spec::JobSpec,
     time::{Millis, Timestamp},
+    timeline::Seen,
 };
 
 /// One change of the world.
@@ -32,6 +33,11 @@ pub enum Event {
     Led {
         /// Greater than any before.
         term: Term,
+    },
+    /// So many commits were stored before this leader; told before [`Self::Led`].
+    Stored {
+        /// 0: it is new.
+        commits: u64,
     },
     /// Time passed; sent at [`Fleet::next_wake`](crate::fleet::Fleet::next_wake), and harmless at any time.
     Tick,
@@ -134,6 +140,16 @@ pub enum Event {
         actor: Actor,
     },
 
+    /// Go on although the store lost writes that were answered.
+    AcceptLoss {
+        /// Answered with `LossAccepted`.
+        request: RequestId,
+        /// Who asks.
+        actor: Actor,
+        /// Why.
+        reason: String,
+    },
+
     /// A host holds a valid token and wants a certificate.
     Enroll {
         /// Answered with `Enrolled`.
@@ -146,6 +162,13 @@ pub enum Event {
         host: Option<HostRequestId>,
         /// SHA-256 of the public key; the same key enrols as the same node.
         key: [u8; 32],
+    },
+    /// What a host was told last, told by its hello, before it.
+    HostSaw {
+        /// By its certificate.
+        node: NodeId,
+        /// By whichever leader.
+        seen: Seen,
     },
     /// A node opened its stream and said hello.
     NodeConnected {

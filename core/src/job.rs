@@ -188,6 +188,15 @@ impl JobRecord {
         Some((task, number))
     }
 
+    /// A waiting task turns out to be under way as this attempt. False: it does not wait.
+    pub fn adopt(&mut self, task: TaskIndex, number: NonZeroU32) -> bool {
+        let waited = self.waiting.remove(task) || self.remove_delayed(task);
+        if waited {
+            self.live.insert(task, number);
+        }
+        waited
+    }
+
     /// The attempt never started: its task waits as before, its number is not used again.
     pub fn give_back(&mut self, task: TaskIndex) -> Next {
         let Some(number) = self.live.remove(&task) else { return Next::Ended };

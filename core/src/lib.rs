@@ -34,3 +34,4 @@ pub mod range_set;
 pub mod resources;
 pub mod spec;
 pub mod time;
+pub mod timeline;

@@ -24,6 +24,8 @@ pub const LEADER_DOUBT: Millis = Millis(1_500);
 pub const LEADER_POLL: Millis = Millis(200);
 /// Calls to a standby wait at most this long for somebody to lead.
 pub const LEADER_AWAITED: Millis = Millis::from_secs(4);
+/// Terms of leaders that are remembered with where they began.
+pub const TERMS_KEPT: usize = 64;
 /// With this many live nodes or more, the brake on evictions works.
 pub const BRAKE_NODES_MIN: usize = 5;
 /// The brake holds evictions for this long.

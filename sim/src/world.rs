@@ -409,7 +409,13 @@ impl World {
                     self.by_node.insert(node, host);
                 }
             }
-            Ok(Reply::Cancelled { .. } | Reply::Retried { .. } | Reply::NodeChanged | Reply::PoolSet) => {}
+            Ok(
+                Reply::Cancelled { .. }
+                | Reply::Retried { .. }
+                | Reply::NodeChanged
+                | Reply::PoolSet
+                | Reply::LossAccepted { .. },
+            ) => {}
             Err(denied) => {
                 self.count(format!("denied: {}", denied.to_string().split(' ').take(3).collect::<Vec<_>>().join(" ")));
                 self.submits.remove(&request);

@@ -9,6 +9,7 @@ mod failover;
 mod hostile_agent;
 mod jobs;
 mod restarts;
+mod restored;
 mod reuse;
 mod spawner;
 mod upgrade;

@@ -11,6 +11,7 @@ use muster_core::{
     ids::{AttemptId, Revision, Term},
     limits,
     time::Millis,
+    timeline::Seen,
 };
 use muster_proto::{convert, v1};
 use prost::Message as _;
@@ -103,6 +104,8 @@ impl Supervisor {
             held: self.host.held().map(order::held_to_wire).collect(),
             closed_for_drain: self.host.closed_for().map_or(0, |revision| revision.0),
             instance: self.state.instance().to_owned(),
+            seen_term: self.state.seen().term.0,
+            seen_commit: self.state.seen().commit,
             host_name: config::host_name(),
             kernel: nix::sys::utsname::uname()
                 .map(|name| name.release().to_string_lossy().into_owned())
@@ -245,11 +248,17 @@ impl Supervisor {
         use v1::coordinator_message::Message;
         match message {
             Message::Welcome(_) => self.on_broken("a second welcome came"),
-            Message::Lease(lease) => self.tell(HostEvent::LeaseGranted {
-                sequence: lease.sequence,
-                duration: Millis(lease.duration_ms.into()),
-                unknown: attempts_of(&lease.unknown),
-            }),
+            Message::Lease(lease) => {
+                let seen = Seen { term: Term(lease.term), commit: lease.commit };
+                if let Err(error) = self.state.note_seen(seen) {
+                    tracing::warn!("{}", chain(&error));
+                }
+                self.tell(HostEvent::LeaseGranted {
+                    sequence: lease.sequence,
+                    duration: Millis(lease.duration_ms.into()),
+                    unknown: attempts_of(&lease.unknown),
+                });
+            }
             Message::Start(start) => self.on_start_ordered(start),
             Message::Stop(stop) => {
                 for stop in &stop.attempts {

@@ -230,7 +230,7 @@ impl Agent for Service {
             while let Some(Ok(message)) = messages.next().await {
                 let message = message.message.unwrap();
                 if let (FromAgent::Heartbeat(beat), Some(answers)) = (&message, answers.upgrade()) {
-                    let lease = v1::Lease { sequence: beat.sequence, duration_ms: LEASE_MS, unknown: vec![] };
+                    let lease = v1::Lease { sequence: beat.sequence, duration_ms: LEASE_MS, ..Default::default() };
                     let message = v1::CoordinatorMessage { message: Some(ToAgent::Lease(lease)) };
                     let _ = answers.send(Ok(message)).await;
                 }

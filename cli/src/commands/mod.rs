@@ -9,6 +9,7 @@ mod outputs;
 mod pool;
 mod run;
 mod show;
+mod state;
 mod submit;
 mod watch;
 
@@ -67,6 +68,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Node(node) => node::run(&context, node).await,
         Command::Pool(pool) => pool::run(&context, pool).await,
         Command::Token(Token::Create { valid, pool }) => fleet::create_token(&context, valid, pool).await,
+        Command::State(state) => state::run(&context, state).await,
         Command::Status => fleet::status(&context).await,
         Command::Events(events) => fleet::events(&context, events).await,
         Command::Version => fleet::version(&context).await,

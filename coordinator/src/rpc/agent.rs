@@ -9,9 +9,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use muster_core::{
     event::Event,
-    ids::{AttemptId, NodeId, SessionId},
+    ids::{AttemptId, NodeId, SessionId, Term},
     limits,
     time::Millis,
+    timeline::Seen,
 };
 use muster_proto::{
     convert,
@@ -135,12 +136,13 @@ impl Session {
             return Err(Status::invalid_argument("the first message of a session is Hello"));
         };
         let hello = convert::hello(&wire).map_err(status::rejected)?;
+        let seen = Seen { term: Term(wire.seen_term), commit: wire.seen_commit };
         self.context.vitals.update(self.node, |vitals| {
             vitals.agent_version = wire.agent_version;
             vitals.kernel = wire.kernel;
         });
         let (outbox, orders) = mpsc::channel(limits::SESSION_QUEUE_MAX);
-        let session = self.context.handle.connect(self.node, hello, outbox).await.map_err(status::stopped)?;
+        let session = self.context.handle.connect(self.node, hello, seen, outbox).await.map_err(status::stopped)?;
         let sender = tokio::spawn(send_orders(self.context.clone(), orders, self.out.clone()));
         Ok((session, sender))
     }

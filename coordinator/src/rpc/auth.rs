@@ -29,7 +29,7 @@ pub enum Need {
 }
 
 /// A path that ends in `/` stands for all below it.
-const TABLE: [(&str, Need); 32] = [
+const TABLE: [(&str, Need); 33] = [
     ("/grpc.health.v1.Health/", Need::Open),
     ("/grpc.reflection.v1.ServerReflection/", Need::Person(Role::Read)),
     ("/grpc.reflection.v1alpha.ServerReflection/", Need::Person(Role::Read)),
@@ -61,6 +61,7 @@ const TABLE: [(&str, Need); 32] = [
     ("/muster.v1.Pools/History", Need::Person(Role::Read)),
     ("/muster.v1.Fleet/Status", Need::Person(Role::Read)),
     ("/muster.v1.Fleet/Events", Need::Person(Role::Read)),
+    ("/muster.v1.Fleet/AcceptLoss", Need::Person(Role::Admin)),
     ("/muster.v1.Fleet/CreateToken", Need::Person(Role::Admin)),
 ];
 

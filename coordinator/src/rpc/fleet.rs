@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use muster_core::{
+    effect::Reply,
+    event::Event,
     fleet::Fleet,
-    ids::PoolName,
+    ids::{Actor, PoolName},
     limits,
     node::Liveness,
     resources::Resources,
@@ -15,7 +17,7 @@ use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Answers, Context, blocking, nodes, shown, status};
+use super::{Answers, Context, blocking, enrollment, nodes, person, shown, status};
 use crate::{driver::Change, store::HistoryQuery};
 
 const PAGE: u32 = 1_000;
@@ -71,6 +73,20 @@ impl v1::fleet_server::Fleet for FleetService {
         let token = blocking(move || tokens.create(&pool, None, expires).map_err(status::token)).await?;
         Ok(Response::new(v1::CreateTokenResponse { token, expires_ms: expires.0 }))
     }
+
+    async fn accept_loss(
+        &self,
+        request: Request<v1::AcceptLossRequest>,
+    ) -> Result<Response<v1::AcceptLossResponse>, Status> {
+        let actor = Actor(person(&request)?.0);
+        let reason = convert::reason(&request.into_inner().reason).map_err(status::rejected)?;
+        let ask = |request| Event::AcceptLoss { request, actor, reason };
+        let answer = self.0.handle.ask(ask).await.map_err(status::stopped)?;
+        match answer.map_err(status::denied)? {
+            Reply::LossAccepted { lost } => Ok(Response::new(v1::AcceptLossResponse { lost })),
+            other => Err(enrollment::unexpected(&other)),
+        }
+    }
 }
 
 impl FleetService {
@@ -90,7 +106,7 @@ fn status_of(fleet: &Fleet, started: Timestamp, now: Timestamp) -> v1::FleetStat
     let mut capacity = Resources::default();
     let mut allocated = Resources::default();
     let mut running = 0;
-    let mut alarms = Vec::new();
+    let mut alarms: Vec<String> = fleet.meta().loss.iter().map(|loss| loss.reason.clone()).collect();
     for (id, record) in fleet.nodes() {
         let Some(view) = fleet.node_view(id) else { continue };
         running += u64::from(view.running);

@@ -132,6 +132,7 @@ fn what_was_committed_is_there_after_a_reopen(open: Open<'_>) {
     assert_eq!(open().store.commit(&batch).unwrap(), 1);
 
     let mut opened = open();
+    assert_eq!(opened.store.commits().unwrap(), 1);
     let (image, clock) = opened.store.load().unwrap();
     assert_eq!(clock, Timestamp(10));
     assert_eq!(image.meta, meta);

@@ -150,6 +150,10 @@ impl Store for EmbeddedStore {
         Ok((image, clock))
     }
 
+    fn commits(&mut self) -> Result<u64, Error> {
+        Ok(self.meta_row("commits")?.map(|text| parse("commits", &text)).transpose()?.unwrap_or_default())
+    }
+
     fn commit(&mut self, batch: &Batch<'_>) -> Result<u64, Error> {
         write(&mut self.connection, batch).map_err(failed("commit"))
     }
@@ -222,6 +226,11 @@ fn write_meta(connection: &Connection, batch: &Batch<'_>) -> rusqlite::Result<()
         "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
     )?;
     put.execute(params!["clock", batch.now.0.to_string()])?;
+    let mut count = connection.prepare_cached(
+        "INSERT INTO meta (name, value) VALUES ('commits', '1')
+         ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT)",
+    )?;
+    count.execute([])?;
     if let Some(meta) = batch.meta {
         put.execute(params!["counters", to_json(meta)])?;
     }

@@ -130,6 +130,12 @@ pub trait Store: Send {
     /// Unreadable or damaged rows.
     fn load(&mut self) -> Result<(Image, Timestamp), Error>;
 
+    /// How many commits it has taken since it was made.
+    ///
+    /// # Errors
+    /// The data base failed.
+    fn commits(&mut self) -> Result<u64, Error>;
+
     /// Makes a batch durable, all or nothing. Answers the last history revision.
     ///
     /// # Errors

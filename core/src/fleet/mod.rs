@@ -8,6 +8,7 @@ mod attempts;
 mod draining;
 mod operator;
 mod placing;
+mod reconcile;
 mod restore;
 mod scaling;
 mod session;
@@ -20,6 +21,7 @@ use alloc::{
     vec::Vec,
 };
 
+pub use reconcile::Loss;
 pub use restore::{Damage, Image};
 use serde::{Deserialize, Serialize};
 pub use view::{Blocker, NodeView};
@@ -34,6 +36,7 @@ use crate::{
     pool::Pool,
     queue::Queue,
     time::{Millis, Timestamp},
+    timeline::Timeline,
 };
 
 /// Counters and leadership, as stored.
@@ -49,6 +52,12 @@ pub struct Meta {
     pub next_host: HostRequestId,
     /// Evictions rest until then: much of the fleet fell silent at once.
     pub brake_until: Option<Timestamp>,
+    /// Which terms led, and from where.
+    #[serde(default)]
+    pub timeline: Timeline,
+    /// The store is behind what hosts have seen: nothing is placed.
+    #[serde(default)]
+    pub loss: Option<Loss>,
 }
 
 impl Default for Meta {
@@ -59,6 +68,8 @@ impl Default for Meta {
             next_node: NodeId(1),
             next_host: HostRequestId(1),
             brake_until: None,
+            timeline: Timeline::default(),
+            loss: None,
         }
     }
 }
@@ -104,6 +115,8 @@ pub struct Fleet {
     timers: BTreeSet<(Timestamp, Timer)>,
     /// Counts placements, so that equals take turns.
     placements: u64,
+    /// The store's last commit before this leader, as the driver told it.
+    stored: u64,
     /// Nodes with more room, or newly placeable, since the last settling.
     freed: BTreeSet<NodeId>,
     /// Nodes whose drain, lease or hold wants a look in this settling.
@@ -115,6 +128,12 @@ impl Fleet {
     pub fn apply(&mut self, event: Event, now: Timestamp, out: &mut Output) {
         match event {
             Event::Led { term } => self.lead(term, now, out),
+            Event::Stored { commits } => self.stored = commits,
+            Event::HostSaw { node, seen } => self.host_saw(node, seen, now, out),
+            Event::AcceptLoss { request, actor, reason } => {
+                let reply = self.accept_loss(&actor, &reason, now, out);
+                reply_to(request, Ok(reply), out);
+            }
             Event::Tick => {}
             Event::Submit { request, key, digest, spec } => {
                 let reply = self.submit(request, key, digest, spec, now, out);
@@ -188,8 +207,10 @@ impl Fleet {
         while let Some(node) = self.unsettled.pop_first() {
             self.settle_node(node, now, out);
         }
-        self.settle_pools(now, out);
-        self.place(now, out);
+        if self.meta.loss.is_none() {
+            self.settle_pools(now, out);
+            self.place(now, out);
+        }
     }
 
     /// When something is due next.
@@ -253,6 +274,7 @@ impl Fleet {
 
     fn lead(&mut self, term: Term, now: Timestamp, out: &mut Output) {
         self.meta.term = term;
+        self.meta.timeline.led(term, self.stored);
         out.touched.meta = true;
         // A new leader evicts nobody for one full lease, whatever it was told before (FL-12).
         for (id, node) in &mut self.nodes {

@@ -97,6 +97,7 @@ impl Fleet {
         }
         let restarted = node.record.agent_start != hello.agent_start;
         self.adopt(id, session, &hello, now);
+        self.reconcile(id, &hello.held, now, out);
         self.note_running(id, &hello.held, now, out);
         self.compare_at_hello(id, &hello.held, rebooted, restarted, now, out);
         self.welcome(id, session, &hello.held, out);
@@ -184,6 +185,10 @@ impl Fleet {
 
     /// Held there and not live here. What has ended there is told by its report, not by this list.
     fn unknown_here(&self, node: NodeId, held: &[Held]) -> Vec<AttemptId> {
+        // A store that lost writes does not know what it lost: nothing is ended for that.
+        if self.meta.loss.is_some() {
+            return Vec::new();
+        }
         held.iter()
             .filter(|held| match held.phase {
                 HeldPhase::Queued | HeldPhase::Running | HeldPhase::Stopping => {
@@ -274,6 +279,7 @@ impl Fleet {
             self.freed.insert(id);
             self.reindex(id);
         }
+        self.reconcile(id, held, now, out);
         self.note_running(id, held, now, out);
         self.compare_at_heartbeat(id, held, now, out);
         let unknown = self.unknown_here(id, held);

@@ -189,13 +189,13 @@ impl Standing {
         }
     }
 
-    /// The term is at least the time in seconds, so that a data base which lost its last writes, or was
+    /// The term is at least the time in milliseconds, so that a data base which lost its last writes, or was
     /// restored, never gives a term again that hosts have seen.
     async fn try_take(&mut self, seen: &Seen) -> Result<Option<i64>, Error> {
         let end_writers = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE datname = current_database() AND usename = current_user AND application_name = $1";
         let take = "UPDATE muster.leadership
-            SET term = greatest(term + 1, floor(extract(epoch FROM clock_timestamp()))::bigint),
+            SET term = greatest(term + 1, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint),
                 holder = $1, address = $2, beat = 0
             WHERE term = $3 AND beat = $4 RETURNING term";
         let (client, [end_writers, take]) = self.session.prepared([end_writers, take]).await?;

@@ -200,6 +200,10 @@ impl Store for PostgresStore {
         self.worker.run(|session| Box::pin(load(session)))
     }
 
+    fn commits(&mut self) -> Result<u64, Error> {
+        Ok(self.number.unsigned_abs())
+    }
+
     fn commit(&mut self, batch: &Batch<'_>) -> Result<u64, Error> {
         let rows = Arc::new(Rows::of(batch, self.revision));
         let (term, number) = (self.term, self.number);
