@@ -110,9 +110,49 @@ pub enum Command {
     Janitor(Janitor),
 }
 
+/// Where the fleet's store is.
+#[derive(Args, Debug)]
+pub struct DataFolder {
+    /// The coordinator's data folder.
+    #[arg(long, default_value = "/var/lib/muster", value_name = "DIR")]
+    pub data: PathBuf,
+}
+
 /// `muster state`.
 #[derive(Debug, Subcommand)]
 pub enum State {
+    /// Read every row of the store and check every promise that it can show; the coordinator may run. Exit 1: damaged.
+    Verify {
+        #[command(flatten)]
+        folder: DataFolder,
+        /// A store in PostgreSQL instead.
+        #[arg(long, value_name = "postgres://...", env = "MUSTER_STORE", hide_env_values = true)]
+        store: Option<String>,
+        /// CA that vouches for PostgreSQL's certificate.
+        #[arg(long, value_name = "FILE")]
+        store_ca: Option<PathBuf>,
+    },
+    /// Copy the store, the fleet's marker and its keys into a new folder, and check the copy; the coordinator may run.
+    Backup {
+        #[command(flatten)]
+        folder: DataFolder,
+        /// The new folder. It holds the fleet's keys: keep it as safe as the data folder.
+        #[arg(value_name = "TO")]
+        to: PathBuf,
+    },
+    /// Put a backup back, and keep what was there beside it. The coordinator must be stopped.
+    Restore {
+        #[command(flatten)]
+        folder: DataFolder,
+        /// A folder that `backup` made.
+        #[arg(value_name = "FROM")]
+        from: PathBuf,
+    },
+    /// Make a store that opens from what can be read of a damaged one, and say what is lost. The coordinator must be stopped.
+    Repair {
+        #[command(flatten)]
+        folder: DataFolder,
+    },
     /// Place again although the store lost answered requests (a restored backup, a failover that lost some).
     AcceptLoss {
         /// Why; kept in the history.

@@ -28,6 +28,7 @@ mod starts;
 mod store;
 mod telemetry;
 pub mod tokens;
+pub mod upkeep;
 
 use std::{ffi::OsString, process::ExitCode};
 

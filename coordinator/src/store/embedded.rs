@@ -46,7 +46,7 @@ pub struct EmbeddedReader {
     tokens: Arc<Mutex<Connection>>,
 }
 
-fn failed(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
+pub(super) fn failed(doing: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
     move |source| Error::Database { doing, source: source.into() }
 }
 
@@ -77,19 +77,7 @@ impl EmbeddedStore {
     /// It is damaged, of a later schema, or unreadable.
     pub fn open(file: &Path) -> Result<Self, Error> {
         let connection = connect(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let pragma = |name: &str| -> Result<i64, Error> {
-            connection.pragma_query_value(None, name, |row| row.get(0)).map_err(|error| unreadable(file, &error))
-        };
-        let (application, found) = (pragma("application_id")?, pragma("user_version")?);
-        if application != APPLICATION {
-            return Err(damaged(format!("{} is no store of this program, or its head is lost", file.display())));
-        }
-        if found > SCHEMA {
-            return Err(Error::NewerSchema { found, known: SCHEMA });
-        }
-        if found < SCHEMA {
-            return Err(damaged(format!("{} has schema {found}, which never was released", file.display())));
-        }
+        check_head(&connection, file)?;
         let check: String = connection
             .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
             .map_err(|error| unreadable(file, &error))?;
@@ -97,6 +85,29 @@ impl EmbeddedStore {
             return Err(damaged(format!("{}: {check}", file.display())));
         }
         Ok(Self { connection, file: file.to_owned() })
+    }
+
+    /// Opens a store to load it, and to change nothing.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(super) fn read_only(file: &Path) -> Result<Self, Error> {
+        Ok(Self { connection: super::survey::open_to_read(file)?, file: file.to_owned() })
+    }
+
+    /// Copies a store as of one moment into a new file, also while a coordinator writes it.
+    ///
+    /// # Errors
+    /// It cannot be read, or the copy cannot be written.
+    pub fn copy(file: &Path, to: &Path) -> Result<(), Error> {
+        let connection = super::survey::open_to_read(file)?;
+        check_head(&connection, file)?;
+        let to = to.to_str().ok_or_else(|| damaged("the copy's name is no text"))?;
+        connection.execute("VACUUM INTO ?1", [to]).map(|_| ()).map_err(failed("copy the store"))
+    }
+
+    pub(super) const fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// A side for readers of the same file.
@@ -109,6 +120,24 @@ impl EmbeddedStore {
         let tokens = connect(&self.file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         Ok(EmbeddedReader { reads: Arc::new(Mutex::new(reads)), tokens: Arc::new(Mutex::new(tokens)) })
     }
+}
+
+/// Ours, and of this version.
+pub(super) fn check_head(connection: &Connection, file: &Path) -> Result<(), Error> {
+    let pragma = |name: &str| -> Result<i64, Error> {
+        connection.pragma_query_value(None, name, |row| row.get(0)).map_err(|error| unreadable(file, &error))
+    };
+    let (application, found) = (pragma("application_id")?, pragma("user_version")?);
+    if application != APPLICATION {
+        return Err(damaged(format!("{} is no store of this program, or its head is lost", file.display())));
+    }
+    if found > SCHEMA {
+        return Err(Error::NewerSchema { found, known: SCHEMA });
+    }
+    if found < SCHEMA {
+        return Err(damaged(format!("{} has schema {found}, which never was released", file.display())));
+    }
+    Ok(())
 }
 
 fn unreadable(file: &Path, error: &rusqlite::Error) -> Error {

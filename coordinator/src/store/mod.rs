@@ -8,6 +8,8 @@ mod contract;
 mod embedded;
 pub mod postgres;
 mod rows;
+mod salvage;
+mod survey;
 
 use bytes::Bytes;
 use muster_core::{
@@ -20,7 +22,11 @@ use muster_core::{
     time::Timestamp,
 };
 
-pub use self::embedded::EmbeddedStore;
+pub use self::{
+    embedded::EmbeddedStore,
+    salvage::salvage,
+    survey::{Findings, check_state, survey},
+};
 
 /// Why a data base failed.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;

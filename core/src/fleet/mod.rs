@@ -6,6 +6,7 @@
 
 mod attempts;
 mod draining;
+mod mend;
 mod operator;
 mod placing;
 mod reconcile;

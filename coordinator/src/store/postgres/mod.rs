@@ -217,6 +217,21 @@ impl Store for PostgresStore {
     }
 }
 
+/// The state as of one moment, also while coordinators work on it.
+///
+/// # Errors
+/// It cannot be reached, or a row does not read.
+pub fn read_state(target: &Target) -> Result<Image, Error> {
+    Worker::start(target.clone(), "muster verify").run(|session| {
+        Box::pin(async move {
+            let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY";
+            let client = session.client().await?;
+            client.batch_execute(begin).await.map_err(|error| session.failed("begin to read", error))?;
+            load(session).await.map(|(image, _)| image)
+        })
+    })
+}
+
 /// Until the outcome is known, or our time to lead is over.
 async fn commit(
     session: &mut Session,
