@@ -21,6 +21,7 @@ mod logs;
 mod orders;
 mod parent;
 pub mod provider;
+mod room;
 mod rpc;
 pub mod server;
 mod shared;

@@ -41,6 +41,7 @@ use crate::{
     listen,
     logs::Logs,
     provider,
+    room::Room,
     rpc::{
         Context, agent::Agent, auth::AuthLayer, door::Door, enrollment::Enrollment, fleet::FleetService, jobs::Jobs,
         nodes::Nodes, pools::Pools,
@@ -384,6 +385,7 @@ impl Shell {
             reader,
             blobs,
             logs: Logs::new(&self.files.join("logs")),
+            room: Room::new(vec![self.config.data.clone(), self.files.clone()]),
             bodies,
             members: members.clone(),
             vitals,

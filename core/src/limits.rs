@@ -103,6 +103,11 @@ pub const DISK_REQUEST_BYTES: u64 = 256 << 20;
 /// Default grace between SIGTERM and the end.
 pub const GRACE: Millis = Millis::from_secs(10);
 
+/// The last of a coordinator's disk, kept for what is under way: so much, or this part of it if that is less.
+pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+/// As above: a twentieth.
+pub const DISK_RESERVE_PART: u64 = 20;
+
 /// Events that the driver applies and commits together.
 pub const BATCH_EVENTS_MAX: usize = 4_096;
 /// Events waiting for the driver.

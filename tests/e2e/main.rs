@@ -3,6 +3,7 @@
 
 mod access;
 mod demo;
+mod disk;
 mod doctor;
 mod drains;
 mod failover;

@@ -341,6 +341,8 @@ impl Upload {
     }
 
     async fn keep(&self, chunks: Vec<Chunk>) -> Result<Vec<v1::LogAck>, Status> {
+        // Hosts keep output until it is stored.
+        self.context.room.check().map_err(status::full)?;
         let logs = self.context.logs.clone();
         let kept = blocking(move || logs.append(&chunks).map_err(status::log)).await?;
         let answers = kept.into_iter().map(|(attempt, stream, offset)| {

@@ -25,6 +25,7 @@ use crate::{
     driver::Handle,
     identity::{Authority, Caller, Role},
     logs::Logs,
+    room::Room,
     shared::{Members, Vitals},
     starts::Bodies,
     store::Reader,
@@ -44,6 +45,8 @@ pub struct Context {
     pub blobs: Arc<Blobs>,
     /// Output.
     pub logs: Logs,
+    /// On the disks.
+    pub room: Room,
     /// What jobs run.
     pub bodies: Arc<Bodies>,
     /// Known nodes.

@@ -4,7 +4,7 @@ use muster_core::denied::Denied;
 use muster_proto::convert::Rejected;
 use tonic::{Code, Status};
 
-use crate::{blobs, driver::Stopped, identity, logs, starts, store, tokens};
+use crate::{blobs, driver::Stopped, identity, logs, room, starts, store, tokens};
 
 /// An expected refusal.
 #[must_use]
@@ -59,6 +59,12 @@ pub fn log(error: logs::Error) -> Status {
         logs::Error::DiskFull => Status::resource_exhausted(error.to_string()),
         logs::Error::Io { .. } => internal(&error),
     }
+}
+
+/// No room for more.
+#[must_use]
+pub fn full(full: room::Full) -> Status {
+    Status::resource_exhausted(full.to_string())
 }
 
 /// What a job runs.

@@ -1,0 +1,112 @@
+//! A coordinator whose disk fills up: what is under way goes on, more work is
+//! refused, and with the space the fleet comes back by itself.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use muster_proto::v1::{self, end::Reason};
+use muster_tests::{Fleet, WAIT, eventually, host, skip};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tonic::Code;
+
+/// A small disk at a folder, until dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn at(folder: &Path, options: &str) -> Self {
+        mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), Some(options)).expect("root mounts a tmpfs");
+        Self(folder.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Moves a stopped coordinator's data to a disk of 64 MiB.
+fn move_to_small_disk(fleet: &Fleet) -> Disk {
+    let (data, aside) = (fleet.data(), fleet.folder().join("aside"));
+    fs::rename(&data, &aside).expect("our own folder");
+    fs::create_dir(&data).expect("a folder");
+    let disk = Disk::at(&data, "size=64m");
+    let copied = Command::new("cp").arg("-a").arg(aside.join(".")).arg(&data).status().expect("cp");
+    assert!(copied.success());
+    disk
+}
+
+/// Takes all but so many bytes of the disk.
+fn fill(folder: &Path, left: u64) -> PathBuf {
+    let disk = nix::sys::statvfs::statvfs(folder).expect("a mounted disk");
+    let free = disk.blocks_available() * disk.fragment_size();
+    let file = folder.join("ballast");
+    let length = i64::try_from(free - left).expect("a small disk");
+    let ballast = fs::File::create(&file).expect("a file");
+    nix::fcntl::posix_fallocate(&ballast, 0, length).expect("there is so much room");
+    file
+}
+
+#[tokio::test]
+async fn on_a_nearly_full_disk_running_work_ends_and_new_work_is_refused() {
+    if !host::is_root() {
+        skip!("only root mounts a small disk");
+    }
+    let mut fleet = Fleet::with_node().await;
+    fleet.kill_coordinator();
+    let _disk = move_to_small_disk(&fleet);
+    fleet.start_coordinator().await;
+    fleet.client.node_in("n1", "ready").await;
+    let short = fleet.client.submit(fleet.script("sleep 3; exit 7")).await;
+    let long = fleet.client.submit(fleet.script("sleep 600")).await;
+    fleet.client.running(short, 1).await;
+    fleet.client.running(long, 1).await;
+
+    let ballast = fill(&fleet.data(), 2 << 20);
+    let refused = fleet.client.try_submit("more", fleet.script("echo more")).await.expect_err("there is no room");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("MiB are left"), "{refused}");
+    let request = v1::CancelRequest { job: long, tasks: Vec::new(), reason: String::from("a test") };
+    fleet.client.jobs.clone().cancel(request).await.expect("a cancel is stored");
+    assert_eq!(fleet.client.finished(long, WAIT).await.end(0), Reason::Cancelled(v1::Empty {}));
+    assert_eq!(fleet.client.finished(short, WAIT).await.end(0), Reason::Exited(7));
+    let alarms = fleet.client.fleet.clone().status(v1::StatusRequest {}).await.expect("a status").into_inner().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.contains("nearly full")), "{alarms:?}");
+
+    fs::remove_file(ballast).expect("our own file");
+    assert_eq!(fleet.client.run(fleet.script("echo more")).await.end(0), Reason::Succeeded(v1::Empty {}));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_cannot_write_ends_and_comes_back_with_all_that_it_answered() {
+    if !host::is_root() {
+        skip!("only root mounts a small disk");
+    }
+    let mut fleet = Fleet::with_node().await;
+    fleet.kill_coordinator();
+    let _disk = move_to_small_disk(&fleet);
+    fleet.start_coordinator().await;
+    fleet.client.node_in("n1", "ready").await;
+    let job = fleet.client.submit(fleet.script("sleep 5; exit 7")).await;
+    fleet.client.running(job, 1).await;
+    let ballast = fill(&fleet.data(), 0);
+    // Each of them must be stored, until there is no page left.
+    let status = eventually("it ends rather than go on unstored", WAIT, async || {
+        let node = v1::CordonRequest { selector: Some(muster_tests::fleet::selector("n1")), reason: "x".repeat(1_000) };
+        let _ = fleet.client.nodes.clone().cordon(node.clone()).await;
+        let _ = fleet.client.nodes.clone().uncordon(node).await;
+        let coordinator = fleet.coordinator.as_mut().expect("it was started");
+        (!coordinator.is_running()).then(|| coordinator.wait(WAIT))
+    })
+    .await;
+    assert!(!status.success());
+    let said = fleet.coordinator.as_mut().expect("it was started").log();
+    assert!(said.contains("a commit failed") && !said.contains("panicked"), "{said}");
+    fs::remove_file(ballast).expect("our own file");
+    fleet.start_coordinator().await;
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Exited(7), 1));
+}
