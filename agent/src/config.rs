@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand};
 use muster_core::{limits, resources::Resources};
 use serde::Deserialize;
 
+use crate::identity::{Certificate, token_coordinators};
+
 /// The agent's command line.
 #[derive(Debug, Parser)]
 #[command(name = "muster-agent", version, about = "Runs jobs on this host for a Muster coordinator")]
@@ -30,7 +32,7 @@ pub struct RunArgs {
     /// The agent's folder: key, certificate, output that is not yet stored.
     #[arg(long)]
     pub state: Option<PathBuf>,
-    /// The coordinator's addresses, HOST:PORT, the preferred one first.
+    /// The coordinators' addresses, HOST:PORT, the preferred one first; default: what the token or the certificate names.
     #[arg(long, value_delimiter = ',')]
     pub coordinator: Vec<String>,
     /// The spawner's socket.
@@ -174,14 +176,21 @@ impl Config {
         let flag_labels = parse_labels(&args.labels)?;
         let state = args.state.clone().or(file.state).ok_or(ConfigError::Missing("state"))?;
         let coordinators = if args.coordinator.is_empty() { file.coordinator } else { args.coordinator.clone() };
-        if coordinators.is_empty() {
-            return Err(ConfigError::Missing("coordinator"));
-        }
         let token = match (&args.token, args.token_file.as_ref().or(file.token_file.as_ref())) {
             (Some(token), _) => Some(token.trim().to_owned()),
             (None, Some(path)) => read_token(path)?,
             (None, None) => None,
         };
+        // Named here, or in the token, or told when the certificate was fetched.
+        let named = || token.as_deref().map(token_coordinators).filter(|named| !named.is_empty());
+        let told = || Certificate::read(&state).ok().flatten().map(|certificate| certificate.coordinators);
+        let coordinators = match coordinators.is_empty() {
+            true => named().or_else(told).unwrap_or_default(),
+            false => coordinators,
+        };
+        if coordinators.is_empty() {
+            return Err(ConfigError::Missing("coordinator"));
+        }
         Ok(Self {
             coordinators,
             spawner: args.spawner.clone().or(file.spawner).ok_or(ConfigError::Missing("spawner"))?,
@@ -334,6 +343,25 @@ mod tests {
         assert_eq!(config.coordinators, ["a:1", "b:2"]);
         assert!(Config::resolve(&args(&["--cpu", "0"])).is_err());
         assert!(Config::resolve(&args(&["--memory", "4Q"])).is_err());
+    }
+
+    #[test]
+    fn a_token_is_enough_to_find_the_coordinators() {
+        let folder = tempfile::tempdir().unwrap();
+        let json = format!(r#"{{"id":"00","secret":"11","ca":"{}","coordinators":["x:1","y:1"]}}"#, "ab".repeat(32));
+        let token = format!("muster1.{}", crate::hex::encode(json.as_bytes()));
+        let run = |token: Option<&str>| {
+            let state = folder.path().to_owned();
+            let args = RunArgs { token: token.map(str::to_owned), ..RunArgs::default() };
+            Config::resolve(&RunArgs { state: Some(state), spawner: Some("/p".into()), ..args })
+        };
+        assert_eq!(run(Some(&token)).unwrap().coordinators, ["x:1", "y:1"]);
+        assert!(matches!(run(None), Err(ConfigError::Missing("coordinator"))));
+        // After the join its certificate names them.
+        let certificate = Certificate { coordinators: vec!["z:1".into()], ..Certificate::default() };
+        let text = serde_json::to_vec(&certificate).unwrap();
+        fs::write(folder.path().join(crate::identity::CERTIFICATE_FILE), text).unwrap();
+        assert_eq!(run(None).unwrap().coordinators, ["z:1"]);
     }
 
     #[test]

@@ -114,6 +114,13 @@ pub struct Addresses {
     standby: bool,
 }
 
+/// The settings' addresses first, then those that the certificate came with and the settings do not name.
+#[must_use]
+pub fn all_addresses(settings: &[String], certificate: &[String]) -> Vec<String> {
+    let more = certificate.iter().filter(|address| !settings.contains(address));
+    settings.iter().chain(more).cloned().collect()
+}
+
 /// When the next try is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {

@@ -30,7 +30,7 @@ pub struct Identity {
 }
 
 /// A certificate as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
     /// The node that it names.
     pub node: u64,
@@ -44,6 +44,9 @@ pub struct Certificate {
     pub received_ms: u64,
     /// When it ends, Unix milliseconds.
     pub not_after_ms: u64,
+    /// Every coordinator's HOST:PORT, if the fleet's operator set them.
+    #[serde(default)]
+    pub coordinators: Vec<String>,
 }
 
 /// Joining or renewing failed.
@@ -222,6 +225,7 @@ impl Certificate {
             ca: answer.ca.to_vec(),
             received_ms: unix_ms(),
             not_after_ms: answer.not_after_ms,
+            coordinators: answer.coordinators,
         })
     }
 
@@ -290,13 +294,24 @@ async fn ask_any(
 #[derive(Deserialize)]
 struct TokenText {
     ca: String,
+    #[serde(default)]
+    coordinators: Vec<String>,
+}
+
+fn token_text(token: &str) -> Option<TokenText> {
+    let body = token.trim().strip_prefix("muster1.")?;
+    let parse = |bytes: Vec<u8>| serde_json::from_slice::<TokenText>(&bytes).ok();
+    hex::decode(body).and_then(parse).or_else(|| hex::decode_base64url(body).and_then(parse))
 }
 
 fn token_fingerprint(token: &str) -> Option<[u8; 32]> {
-    let body = token.trim().strip_prefix("muster1.")?;
-    let parse = |bytes: Vec<u8>| serde_json::from_slice::<TokenText>(&bytes).ok();
-    let text = hex::decode(body).and_then(parse).or_else(|| hex::decode_base64url(body).and_then(parse))?;
-    hex::decode(&text.ca)?.try_into().ok()
+    hex::decode(&token_text(token)?.ca)?.try_into().ok()
+}
+
+/// The coordinators that a token names.
+#[must_use]
+pub fn token_coordinators(token: &str) -> Vec<String> {
+    token_text(token).map(|text| text.coordinators).unwrap_or_default()
 }
 
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, IdentityError> {
@@ -359,7 +374,7 @@ mod tests {
     fn renewal_falls_in_the_second_third_of_life() {
         let now = unix_ms();
         let certificate =
-            Certificate { node: 1, chain: vec![], ca: vec![], received_ms: now, not_after_ms: now + 24 * 3_600_000 };
+            Certificate { received_ms: now, not_after_ms: now + 24 * 3_600_000, ..Certificate::default() };
         let hours = certificate.renew_in().as_secs_f64() / 3_600.0;
         assert!((13.5..=16.0).contains(&hours), "{hours}");
     }

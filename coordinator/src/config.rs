@@ -72,6 +72,9 @@ pub struct Serve {
     /// Folder for blobs and logs that every coordinator of the fleet reaches (a network file system); needed with --store.
     #[arg(long, value_name = "DIR")]
     pub shared: Option<PathBuf>,
+    /// Addresses of all coordinators of the fleet, in tokens and certificates of hosts, with commas between them.
+    #[arg(long, value_name = "ADDRESS:PORT,...", value_delimiter = ',')]
+    pub coordinators: Vec<String>,
     /// Address that agents and operators dial, if it differs from --listen.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub advertise: Option<String>,
@@ -116,6 +119,9 @@ pub struct File {
     pub http: Option<SocketAddr>,
     /// Address that hosts are told to dial, if it differs from the one listened on.
     pub advertise: Option<String>,
+    /// Every coordinator's address, as hosts are told them.
+    #[serde(default)]
+    pub coordinators: Vec<String>,
     /// PostgreSQL that several coordinators share.
     pub store: Option<String>,
     /// CA that vouches for its certificate.
@@ -178,6 +184,8 @@ pub struct Config {
     pub port_file: Option<PathBuf>,
     /// Health and metrics.
     pub http: Option<SocketAddr>,
+    /// Every coordinator's address, as hosts are told them; empty: they are told otherwise.
+    pub coordinators: Vec<String>,
     /// PostgreSQL's address; none: a file in the data folder.
     pub store: Option<String>,
     /// CA that vouches for its certificate.
@@ -210,6 +218,7 @@ impl Config {
             socket: serve.socket.clone().or(file.socket).unwrap_or_else(|| serve.data.join("operator.sock")),
             port_file: serve.port_file.clone(),
             http: serve.http.or(file.http),
+            coordinators: if serve.coordinators.is_empty() { file.coordinators } else { serve.coordinators.clone() },
             store: serve.store.clone().or(file.store),
             store_ca: serve.store_ca.clone().or(file.store_ca),
             shared: serve.shared.clone().or(file.shared),

@@ -345,6 +345,11 @@ fn open_file(folder: &Folder) -> Result<Opened, Error> {
 }
 
 impl Shell {
+    /// What hosts of a provider are told to dial.
+    fn dialled(&self) -> String {
+        if self.config.coordinators.is_empty() { self.advertised.clone() } else { self.config.coordinators.join(",") }
+    }
+
     async fn serve_pages(&self) -> Result<(), Error> {
         let Some(address) = self.config.http else { return Ok(()) };
         let (listener, address) = listen_tcp(address).await?;
@@ -379,7 +384,7 @@ impl Shell {
             hosts,
         };
         let (handle, driver) = driver::start(setup);
-        let tokens = Tokens::new(reader.clone(), self.authority.fingerprint());
+        let tokens = Tokens::new(reader.clone(), self.authority.fingerprint(), &self.config.coordinators);
         let context = Arc::new(Context {
             handle: handle.clone(),
             reader,
@@ -394,8 +399,7 @@ impl Shell {
             started: clock.now(),
         });
         set_policies(&handle, self.config.policies.clone()).await?;
-        let links =
-            provider::Links { handle: handle.clone(), tokens, coordinator: self.advertised.clone(), leadership };
+        let links = provider::Links { handle: handle.clone(), tokens, coordinator: self.dialled(), leadership };
         tokio::spawn(provider::run(host_orders, links, self.config.local_provider.clone()));
         // Read by the pages alone; set once, as one process leads once.
         let _ = self.handle.set(handle.clone());

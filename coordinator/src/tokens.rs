@@ -56,6 +56,9 @@ pub struct TokenText {
     pub pool: String,
     /// The provider's request that it was made for.
     pub host: Option<u64>,
+    /// Where the coordinators are dialled; empty: the host is told otherwise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub coordinators: Vec<String>,
 }
 
 impl TokenText {
@@ -82,6 +85,7 @@ impl TokenText {
 pub struct Tokens {
     reader: Arc<dyn Reader>,
     ca: [u8; 32],
+    coordinators: Arc<[String]>,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -91,10 +95,16 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Of the fleet with this CA.
+    /// Of the fleet with this CA and these coordinators.
     #[must_use]
-    pub fn new(reader: Arc<dyn Reader>, ca: [u8; 32]) -> Self {
-        Self { reader, ca }
+    pub fn new(reader: Arc<dyn Reader>, ca: [u8; 32], coordinators: &[String]) -> Self {
+        Self { reader, ca, coordinators: coordinators.into() }
+    }
+
+    /// Where hosts dial, if the operator set it.
+    #[must_use]
+    pub fn coordinators(&self) -> &[String] {
+        &self.coordinators
     }
 
     /// A new token's text. Blocks.
@@ -111,6 +121,7 @@ impl Tokens {
             ca: hex::encode(&self.ca),
             pool: pool.0.clone(),
             host: host.map(|host| host.0),
+            coordinators: self.coordinators.to_vec(),
         };
         Ok(text.encode())
     }
@@ -157,12 +168,13 @@ mod tests {
     fn each_refusal_has_a_sentence_of_its_own() {
         let folder = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::create(&folder.path().join("fleet.db")).unwrap();
-        let tokens = Tokens::new(Arc::new(store.reader().unwrap()), [9; 32]);
+        let tokens = Tokens::new(Arc::new(store.reader().unwrap()), [9; 32], &["a:1".to_owned()]);
         let pool = PoolName("local".into());
         let text = tokens.create(&pool, Some(HostRequestId(7)), Timestamp(2_000)).unwrap();
 
         assert!(matches!(tokens.redeem("muster1.zz", [1; 32], NOW), Err(Error::Malformed)));
         let mut other = TokenText::decode(&text).unwrap();
+        assert_eq!(other.coordinators, ["a:1"]);
         other.secret = hex::encode(&[0; 32]);
         assert!(matches!(tokens.redeem(&other.encode(), [1; 32], NOW), Err(Error::WrongSecret)));
         other.id = hex::encode(&[0; 16]);

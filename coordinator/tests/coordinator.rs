@@ -142,6 +142,7 @@ async fn a_token_opens_the_door_once() {
     let token = coordinator.token().await;
     let (first, second) = (new_key(), new_key());
     let joined = coordinator.join(&token, "web-01", &first).await.unwrap();
+    assert_eq!(joined.coordinators, ["a.example:1"], "a host learns where all coordinators are");
     let repeated = coordinator.join(&token, "web-01", &first).await.unwrap();
     assert_eq!(joined.node, repeated.node, "a lost answer costs nothing");
     let used = coordinator.join(&token, "web-02", &second).await.unwrap_err();

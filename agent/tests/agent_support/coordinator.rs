@@ -192,6 +192,7 @@ impl Shared {
             certificate_chain: vec![certificate.der().to_vec().into()],
             ca: self.authority_der.clone().into(),
             not_after_ms: u64::MAX / 2,
+            ..Default::default()
         }
     }
 }

@@ -46,6 +46,7 @@ pub(super) fn certificate(
         certificate_chain: vec![leaf.to_vec().into(), ca.to_vec().into()],
         ca: ca.to_vec().into(),
         not_after_ms: Authority::node_certificate_end(context.handle.now()).0,
+        coordinators: context.tokens.coordinators().to_vec(),
     }))
 }
 

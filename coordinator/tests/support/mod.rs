@@ -43,6 +43,7 @@ pub fn config(data: &Path) -> Config {
         socket: data.join("operator.sock"),
         port_file: None,
         http: None,
+        coordinators: vec!["a.example:1".into()],
         store: None,
         store_ca: None,
         shared: None,
