@@ -10,6 +10,7 @@ pub mod clock;
 pub mod collect;
 pub mod config;
 pub mod connection;
+pub mod footprint;
 mod hex;
 pub mod identity;
 pub mod inputs;

@@ -13,6 +13,8 @@ use crate::spawner::{Spawner, UIDS};
 const GROWTH_BYTES: u64 = 4 << 20;
 /// One sandbox more or less may be ready for the next request: its descriptors. A leak of one a case is more.
 const SPARE_DESCRIPTORS: usize = 16;
+/// Of each sandbox more that waits: its process, its channel, its pipes, its folder, its group and that's events, its network.
+const SANDBOX_DESCRIPTORS: usize = 8;
 /// Sandboxes that wait ready-made at most, as [`muster_agent::spawner::policy`] has it by default: more of them wait after
 /// a case with many jobs.
 const READY_MAX: usize = 8;
@@ -59,8 +61,9 @@ impl Base {
         if !spawner.part.is_running() {
             return vec![format!("I2: the spawner has ended: {}", spawner.part.log())];
         }
-        let back =
-            eventually_blocking(WAIT, || (descriptors(pid) <= self.descriptors + SPARE_DESCRIPTORS).then_some(()));
+        let more = || children(pid).len().saturating_sub(self.children).min(READY_MAX);
+        let most = || self.descriptors + SPARE_DESCRIPTORS + more() * SANDBOX_DESCRIPTORS;
+        let back = eventually_blocking(WAIT, || (descriptors(pid) <= most()).then_some(()));
         if back.is_none() {
             broken.push(format!("I2: the spawner holds {} descriptors, {} before", descriptors(pid), self.descriptors));
         }

@@ -137,6 +137,7 @@ fn run(options: &Options) -> Result<(), Error> {
     let parts = Parts { policy, fences, cgroups, agent_uid, state, root, listener, parent, held };
     let mut keeper = Keeper::new(parts).map_err(io("watch", &options.socket))?;
     let _no_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    crate::footprint::give_back_what_the_start_needed();
     let farewell = keeper.run().map_err(io("watch", &options.socket))?;
     if let Some(cgroups) = &keeper.cgroups {
         cgroups.remove();

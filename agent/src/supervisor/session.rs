@@ -160,6 +160,8 @@ impl Supervisor {
         self.heartbeat();
         self.pump_uploads();
         notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status("connected")]);
+        // After the handshake, which needs more of the code than all that follows.
+        crate::footprint::give_back_what_the_start_needed();
     }
 
     /// Drops the stream, if there is one; what was on its way goes again on the next.
