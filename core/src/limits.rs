@@ -10,6 +10,12 @@ pub const LEASE_MIN: Millis = Millis::from_secs(15);
 pub const LEASE_DRIFT_PERCENT: u64 = 15;
 /// Time for the host to end what its lease covered.
 pub const LEASE_KILL: Millis = Millis::from_secs(2);
+/// A leader may grant leases for this long after it sent its last renewal.
+pub const LEADERSHIP_LEASE: Millis = Millis::from_secs(3);
+/// Between two renewals of the leadership.
+pub const LEADERSHIP_RENEWAL: Millis = Millis::from_secs(1);
+/// A standby waits this much longer than a leadership lease and its drift.
+pub const TAKEOVER_MARGIN: Millis = Millis(500);
 /// A node that has been silent this long is lost.
 pub const LOST_AFTER: Millis = Millis::from_secs(120);
 /// A coordinator's leadership, counted on its own clock from the sending of a renewal.

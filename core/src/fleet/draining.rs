@@ -16,6 +16,7 @@ use crate::{
     event::{DrainOrder, DrainThen},
     ids::{Actor, AttemptId, NodeId, Revision, SessionId},
     limits,
+    mutation::{self, Mutation},
     node::{Drain, Duty, Liveness, Mark},
     pool::Host,
     spec::OnDrain,
@@ -82,6 +83,9 @@ impl Fleet {
         let (revision, deadline, refusable) = (drain.revision, drain.order.deadline, drain.order.refusable);
         if node.attempts.is_empty() {
             let Some(session) = node.session else { return };
+            if mutation::is_on(Mutation::DrainedInferred) {
+                return self.drain_proved(id, session, revision, now, out);
+            }
             let asked_lately = node.asked_drained.is_some_and(|asked| now.since(asked) < limits::DRAIN_ASK_AGAIN);
             if !asked_lately {
                 node.asked_drained = Some(now);

@@ -32,6 +32,7 @@ use crate::{
     event::Event,
     ids::{Actor, AttemptId, FIRST_JOB, HostRequestId, JobId, NodeId, PoolName, RequestId, SessionId, Term},
     job::JobRecord,
+    mutation::{self, Mutation},
     node::Node,
     placement::NodeIndex,
     pool::Pool,
@@ -279,6 +280,9 @@ impl Fleet {
         out.touched.meta = true;
         // A new leader evicts nobody for one full lease, whatever it was told before (FL-12).
         for (id, node) in &mut self.nodes {
+            if mutation::is_on(Mutation::EvictAfterFailover) {
+                continue;
+            }
             node.lease_end = crate::lease::ended_here(now);
             node.heard = now;
             self.timers.insert((node.lease_end, Timer::Node(*id)));

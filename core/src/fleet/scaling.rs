@@ -11,6 +11,7 @@ use crate::{
     event::{DrainOrder, DrainThen},
     ids::{Actor, HostRequestId, NodeId, PoolName},
     limits,
+    mutation::{self, Mutation},
     node::{Duty, Liveness},
     policy::{PoolPolicy, ProviderKind},
     pool::Host,
@@ -56,7 +57,12 @@ impl Fleet {
             hosts: u32::try_from(pool.record.hosts.len()).unwrap_or(u32::MAX),
             ..PoolView::default()
         };
-        view.supply += count(pool.record.hosts.values().filter(|host| matches!(host, Host::Requested(_))));
+        let booting = count(pool.record.hosts.values().filter(|host| matches!(host, Host::Requested(_))));
+        view.supply += booting;
+        if mutation::is_on(Mutation::CapIgnoresBooting) {
+            view.supply -= booting;
+            view.hosts -= booting;
+        }
         for (id, node) in self.nodes.iter().filter(|(_, node)| node.record.pool == *name) {
             if node.record.host.is_none() && !matches!(node.record.liveness, Liveness::Gone(_)) {
                 view.hosts += 1;

@@ -19,6 +19,7 @@ use crate::{
     event::{Held, HeldPhase, Hello, HostSample},
     ids::{AttemptId, Epoch, HostRequestId, Incarnation, NodeId, PoolName, Revision, SessionId},
     lease, limits,
+    mutation::{self, Mutation},
     node::{Duty, Hold, Liveness, Node, NodeRecord},
     pool::Host,
     resources::Resources,
@@ -143,7 +144,9 @@ impl Fleet {
 
     /// What the host runs has started, also when the report of it was lost with a stream.
     fn note_running(&mut self, id: NodeId, held: &[Held], now: Timestamp, out: &mut Output) {
-        for held in held.iter().filter(|held| held.phase != HeldPhase::Queued) {
+        let has_started =
+            |held: &&Held| held.phase != HeldPhase::Queued || mutation::is_on(Mutation::PrefilledIsStarted);
+        for held in held.iter().filter(has_started) {
             self.note_started(held.attempt, id, held.epoch, now, out);
         }
     }
@@ -349,6 +352,9 @@ impl Fleet {
 
     /// Much of the fleet silent at once is our fault more likely than theirs: evictions rest (FL-12).
     fn apply_brake(&mut self, now: Timestamp, out: &mut Output) {
+        if mutation::is_on(Mutation::BrakeOff) {
+            return;
+        }
         let window = lease::duration();
         let (mut live, mut fresh) = (0usize, 0usize);
         for node in self.nodes.values() {

@@ -27,6 +27,7 @@ use crate::{
     end::{End, NodeLoss},
     event::{Held, HeldPhase},
     ids::{AttemptId, Epoch, Revision},
+    mutation::{self, Mutation},
     resources::Resources,
     time::Millis,
 };
@@ -109,7 +110,7 @@ impl Host {
             HostEvent::Disconnected => self.on_disconnected(),
             HostEvent::HeartbeatSent { sequence } => self.lease.on_sent(sequence, now),
             HostEvent::LeaseGranted { sequence, duration, unknown } => {
-                self.on_lease(sequence, duration, &unknown, &mut effects);
+                self.on_lease(sequence, duration, &unknown, now, &mut effects);
             }
             HostEvent::StartOrdered(order) => self.on_start_ordered(order, &mut effects),
             HostEvent::StopOrdered(order) => self.on_stop_ordered(&order, &mut effects),
@@ -199,8 +200,15 @@ impl Host {
         }
     }
 
-    fn on_lease(&mut self, sequence: u64, duration: Millis, unknown: &[AttemptId], effects: &mut Vec<HostEffect>) {
-        if let Some(deadline) = self.lease.on_granted(sequence, duration) {
+    fn on_lease(
+        &mut self,
+        sequence: u64,
+        duration: Millis,
+        unknown: &[AttemptId],
+        now: Boottime,
+        effects: &mut Vec<HostEffect>,
+    ) {
+        if let Some(deadline) = self.lease.on_granted(sequence, duration, now) {
             effects.push(HostEffect::RenewLease { deadline });
         }
         for attempt in unknown {
@@ -233,7 +241,7 @@ impl Host {
 
     fn on_start_ordered(&mut self, order: StartOrder, effects: &mut Vec<HostEffect>) {
         let attempt = order.attempt;
-        if let Some(held) = self.attempts.get(&attempt) {
+        if let Some(held) = self.attempts.get(&attempt).filter(|_| !mutation::is_on(Mutation::StartForgotten)) {
             let reason = if held.order.epoch == order.epoch {
                 "it is held here already"
             } else {
@@ -282,6 +290,9 @@ impl Host {
         if let Some(held) = self.attempts.get_mut(&attempt) {
             held.stage = Stage::Stopping(reason);
             effects.push(HostEffect::Stop { attempt, reason, grace });
+            if mutation::is_on(Mutation::EndBeforeEmpty) {
+                self.on_ended(attempt, Verdict::Stopped, effects);
+            }
         }
     }
 
@@ -459,9 +470,10 @@ impl Lease {
     }
 
     /// The new deadline, if the grant moves it.
-    fn on_granted(&mut self, sequence: u64, duration: Millis) -> Option<Boottime> {
+    fn on_granted(&mut self, sequence: u64, duration: Millis, now: Boottime) -> Option<Boottime> {
         let at = self.sent.iter().position(|(sent, _)| *sent == sequence)?;
         let (_, sent) = self.sent[at];
+        let sent = if mutation::is_on(Mutation::LeaseFromReceipt) { now } else { sent };
         self.sent.drain(..=at);
         let deadline = Boottime(sent.0.saturating_add(duration.0));
         (deadline > self.deadline).then(|| {

@@ -1,0 +1,79 @@
+//! Faults that can be built into the rules on purpose, to see that the
+//! simulator notices. Without the feature `mutations`, which no shipped build
+//! can have, [`is_on`] is the constant `false` and costs nothing.
+
+#[cfg(all(feature = "mutations", not(debug_assertions)))]
+compile_error!("the feature `mutations` breaks promises on purpose: it is for test builds alone");
+
+/// A rule that can be broken on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// A new leader evicts by what it was told before it led.
+    EvictAfterFailover,
+    /// The host counts its lease from the answer's receipt, not from the heartbeat's sending.
+    LeaseFromReceipt,
+    /// A result counts whatever epoch and node it carries.
+    NoEpochOnResults,
+    /// The host reports an end when it has asked for it.
+    EndBeforeEmpty,
+    /// A coordinator grants leases although its leadership has run out.
+    GrantWithoutLeadership,
+    /// What was sent ahead counts as started.
+    PrefilledIsStarted,
+    /// A node counts as drained when nothing is on record for it.
+    DrainedInferred,
+    /// A pool's maximum does not count hosts that boot.
+    CapIgnoresBooting,
+    /// The host takes an order for an attempt that it holds.
+    StartForgotten,
+    /// No fleet-wide silence stops evictions.
+    BrakeOff,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::EvictAfterFailover,
+        Self::LeaseFromReceipt,
+        Self::NoEpochOnResults,
+        Self::EndBeforeEmpty,
+        Self::GrantWithoutLeadership,
+        Self::PrefilledIsStarted,
+        Self::DrainedInferred,
+        Self::CapIgnoresBooting,
+        Self::StartForgotten,
+        Self::BrakeOff,
+    ];
+}
+
+/// Is this rule broken on purpose?
+#[cfg(not(feature = "mutations"))]
+#[must_use]
+#[inline(always)]
+pub const fn is_on(_rule: Mutation) -> bool {
+    false
+}
+
+#[cfg(feature = "mutations")]
+pub use switch::{is_on, set};
+
+#[cfg(feature = "mutations")]
+mod switch {
+    use core::sync::atomic::{AtomicU32, Ordering};
+
+    use super::Mutation;
+
+    /// A bit a mutation, for the whole process.
+    static ON: AtomicU32 = AtomicU32::new(0);
+
+    /// Is this rule broken on purpose?
+    #[must_use]
+    pub fn is_on(rule: Mutation) -> bool {
+        ON.load(Ordering::Relaxed) & (1 << rule as u32) != 0
+    }
+
+    /// Breaks this rule and no other; none: all hold.
+    pub fn set(rule: Option<Mutation>) {
+        ON.store(rule.map_or(0, |rule| 1 << rule as u32), Ordering::Relaxed);
+    }
+}
