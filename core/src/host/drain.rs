@@ -107,6 +107,8 @@ impl Host {
             Question::None | Question::Listing => {}
             Question::Open if ready => {
                 self.closure.question = Question::Listing;
+                // Nothing starts before the list is here: what it could not name yet would count as lost.
+                self.spawner = None;
                 effects.push(HostEffect::ListSpawner);
             }
             Question::ListedEmpty if ready => {

@@ -250,6 +250,16 @@ fn drained_is_proved_only_when_closed_on_disk_and_empty_by_the_spawners_word() {
     // Asked again: proved again, from a fresh list.
     assert_eq!(world.tell(HostEvent::DrainAsked { revision, refusable: false }), [HostEffect::ListSpawner]);
     assert_eq!(world.tell(listed(Vec::new())), [HostEffect::ProveDrained { revision }]);
+    // Reopened while the spawner makes its list: what starts now could not be on it, and would count as lost.
+    assert_eq!(world.tell(HostEvent::DrainAsked { revision, refusable: false }), [HostEffect::ListSpawner]);
+    let _ = world.tell(HostEvent::ReopenOrdered { revision });
+    assert_eq!(world.order(6), []);
+    assert_eq!(world.tell(listed(Vec::new())), [start(6)]);
+    let _ = world.end(6, End::Succeeded);
+    let _ = world.store(6);
+    let _ = world.tell(HostEvent::DrainAsked { revision, refusable: false });
+    let _ = world.tell(HostEvent::ClosurePersisted { revision: Some(revision) });
+    assert_eq!(world.tell(listed(Vec::new())), [HostEffect::ProveDrained { revision }]);
     let release = HostEvent::ReleaseOrdered { revision, then: DrainThen::Stop };
     assert_eq!(world.tell(release), [HostEffect::Release { then: DrainThen::Stop }]);
 }
