@@ -243,6 +243,21 @@ pub struct Touched {
     pub evidence: Vec<Evidence>,
 }
 
+impl Touched {
+    /// Nothing is to be stored.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.meta
+            && self.jobs.is_empty()
+            && self.nodes.is_empty()
+            && self.pools.is_empty()
+            && self.attempts.is_empty()
+            && self.withdrawn.is_empty()
+            && self.history.is_empty()
+            && self.evidence.is_empty()
+    }
+}
+
 /// An attempt as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptRecord {

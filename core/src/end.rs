@@ -106,6 +106,36 @@ impl End {
 }
 
 impl End {
+    /// The host, or its spawner, was lost while the attempt ran: by chance, or through it.
+    #[must_use]
+    pub const fn takes_the_host_along(&self) -> bool {
+        match self {
+            Self::NodeLost(_) | Self::SpawnerLost => true,
+            Self::Succeeded
+            | Self::Exited(_)
+            | Self::Signaled(_)
+            | Self::OutOfMemory { .. }
+            | Self::TimedOut
+            | Self::Limit(_)
+            | Self::Cancelled
+            | Self::Drained
+            | Self::Preempted
+            | Self::Refused(_)
+            | Self::StartFailed { .. }
+            | Self::OutputLost => false,
+        }
+    }
+
+    /// Speaks against the host too, whoever pays for the retry. A program that cannot be
+    /// executed is its job's own fault; every other step of a start is the host's.
+    #[must_use]
+    pub fn speaks_against_the_host(&self) -> bool {
+        match self {
+            Self::StartFailed { step, .. } => step != "exec",
+            other => other.blame() == Blame::Node,
+        }
+    }
+
     /// The name under which alike ends are counted: without figures that differ from one to the next.
     #[must_use]
     pub fn summary(&self) -> String {

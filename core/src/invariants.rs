@@ -1,15 +1,15 @@
 //! The promises that a state must keep, by number: checked by the transcripts,
 //! the property tests and the simulator after each step.
 
-use alloc::{collections::BTreeMap, format, string::String};
+use alloc::{format, string::String};
 use core::fmt;
 
 use crate::{
+    effect::Touched,
     fleet::Fleet,
-    ids::{AttemptId, NodeId},
-    node::{Duty, Liveness},
-    policy::ProviderKind,
-    pool::Host,
+    ids::{JobId, NodeId},
+    job::JobRecord,
+    node::{Duty, Liveness, NodeRecord},
 };
 
 /// A promise that a state breaks.
@@ -32,90 +32,86 @@ impl fmt::Display for Broken {
 /// # Errors
 /// The first promise that it breaks.
 pub fn check(fleet: &Fleet) -> Result<(), Broken> {
-    every_task_is_in_exactly_one_place(fleet)?;
-    attempts_and_nodes_agree(fleet)?;
-    a_proved_node_is_empty(fleet)?;
-    pools_keep_their_maximum(fleet)
+    fleet.jobs().try_for_each(|(id, job)| check_job(fleet, *id, job))?;
+    fleet.nodes().try_for_each(|(id, node)| check_node(fleet, id, node))?;
+    let on_nodes: usize = fleet.nodes().map(|(id, _)| fleet.attempts_on(id).count()).sum();
+    let of_jobs: usize = fleet.jobs().map(|(_, job)| job.live.len()).sum();
+    if on_nodes == of_jobs {
+        Ok(())
+    } else {
+        broken("FL-3", format!("{on_nodes} attempts are on nodes, and jobs have {of_jobs}"))
+    }
+}
+
+/// Checks what a batch touched; all else is as the batch before left it.
+///
+/// # Errors
+/// The first promise that is broken.
+pub fn check_touched(fleet: &Fleet, touched: &Touched) -> Result<(), Broken> {
+    let jobs = touched.jobs.iter().copied().chain(touched.attempts.keys().map(|attempt| attempt.job));
+    for id in jobs {
+        if let Some(job) = fleet.job(id) {
+            check_job(fleet, id, job)?;
+        }
+    }
+    let nodes = touched.nodes.iter().copied().chain(touched.attempts.values().map(|attempt| attempt.node));
+    for id in nodes {
+        if let Some(node) = fleet.node(id) {
+            check_node(fleet, id, node)?;
+        }
+    }
+    Ok(())
 }
 
 fn broken(promise: &'static str, detail: String) -> Result<(), Broken> {
     Err(Broken { promise, detail })
 }
 
-/// FL-2: a task waits, is tried once, or has one end.
-fn every_task_is_in_exactly_one_place(fleet: &Fleet) -> Result<(), Broken> {
-    for (id, job) in fleet.jobs() {
-        let ended: u64 = job.ended.values().map(|tasks| u64::from(tasks.len())).sum();
-        let total = u64::from(job.waiting.len()) + job.delayed.len() as u64 + job.live.len() as u64 + ended;
-        if total != u64::from(job.spec.tasks) {
-            return broken("FL-2", format!("job {id} has {} tasks and accounts for {total}", job.spec.tasks));
-        }
-        for task in job.live.keys() {
-            if job.waiting.contains(*task) || job.end_of(*task).is_some() {
-                return broken("FL-2", format!("task {id}.{task} is live and somewhere else"));
-            }
-        }
-        if job.finished.is_some() != job.is_done() {
-            return broken(
-                "FL-2",
-                format!("job {id} is finished: {}, done: {}", job.finished.is_some(), job.is_done()),
-            );
+/// FL-2: a task waits, is tried once, or has one end. FL-3: what is tried is on the node that its record names.
+fn check_job(fleet: &Fleet, id: JobId, job: &JobRecord) -> Result<(), Broken> {
+    let ended: u64 = job.ended.values().map(|tasks| u64::from(tasks.len())).sum();
+    let elsewhere = (job.delayed.len() + job.held.len() + job.live.len()) as u64;
+    let total = u64::from(job.waiting.len()) + elsewhere + ended;
+    if total != u64::from(job.spec.tasks) {
+        return broken("FL-2", format!("job {id} has {} tasks and accounts for {total}", job.spec.tasks));
+    }
+    for task in job.live.keys() {
+        if job.waiting.contains(*task) || job.end_of(*task).is_some() {
+            return broken("FL-2", format!("task {id}.{task} is live and somewhere else"));
         }
     }
-    Ok(())
-}
-
-/// Each live attempt is on the node that its record names, and on no other.
-fn attempts_and_nodes_agree(fleet: &Fleet) -> Result<(), Broken> {
-    let mut placed: BTreeMap<AttemptId, NodeId> = BTreeMap::new();
-    for (node, _) in fleet.nodes() {
-        for (attempt, record) in fleet.attempts_on(node) {
-            if record.node != node || placed.insert(attempt, node).is_some() {
-                return broken("FL-3", format!("attempt {attempt} is on {node} and elsewhere"));
-            }
+    if job.finished.is_some() != job.is_done() {
+        let (finished, done) = (job.finished.is_some(), job.is_done());
+        return broken("FL-2", format!("job {id} is finished: {finished}, done: {done}"));
+    }
+    let mut tried = 0;
+    for (attempt, record) in fleet.attempts_of(id) {
+        tried += 1;
+        if !fleet.is_on(attempt, record.node) {
+            return broken("FL-3", format!("attempt {attempt} is not on {}, which its record names", record.node));
         }
     }
-    for (id, job) in fleet.jobs() {
-        let live = fleet.attempts_of(*id).count();
-        let on_nodes = placed.range(first_of(*id)..).take_while(|(attempt, _)| attempt.job == *id).count();
-        if live != job.live.len() || on_nodes != live {
-            return broken(
-                "FL-3",
-                format!("job {id} has {} live tasks, {live} attempts, {on_nodes} on nodes", job.live.len()),
-            );
-        }
+    if tried == job.live.len() {
+        Ok(())
+    } else {
+        broken("FL-3", format!("job {id} has {} live tasks and {tried} attempts", job.live.len()))
     }
-    Ok(())
-}
-
-fn first_of(job: crate::ids::JobId) -> AttemptId {
-    AttemptId { job, task: 0, number: core::num::NonZeroU32::MIN }
 }
 
 /// FL-7: nothing is on record for a node that proved itself empty. FL-2: nor for one that was given up.
-fn a_proved_node_is_empty(fleet: &Fleet) -> Result<(), Broken> {
-    for (id, node) in fleet.nodes() {
-        let held = fleet.attempts_on(id).count();
-        let proved = matches!(node.duty, Duty::Drained { .. } | Duty::Stopping { .. });
-        let given_up = matches!(node.liveness, Liveness::Lost(_) | Liveness::Gone(_));
-        if held > 0 && (proved || given_up) {
-            let promise = if proved { "FL-7" } else { "FL-2" };
-            return broken(promise, format!("node {} is {} with {held} attempts on record", node.name, node.state()));
+fn check_node(fleet: &Fleet, id: NodeId, node: &NodeRecord) -> Result<(), Broken> {
+    let mut held = 0;
+    for (attempt, record) in fleet.attempts_on(id) {
+        held += 1;
+        if record.node != id {
+            return broken("FL-3", format!("attempt {attempt} is on {id} and, by its record, on {}", record.node));
         }
     }
-    Ok(())
-}
-
-/// FL-11: all hosts that were requested and are not confirmed gone are within the maximum.
-fn pools_keep_their_maximum(fleet: &Fleet) -> Result<(), Broken> {
-    for (name, pool) in fleet.pools() {
-        let booting_or_joined = pool.hosts.values().filter(|host| !matches!(host, Host::Deleting { .. })).count();
-        if pool.policy.provider == ProviderKind::Local && booting_or_joined > pool.policy.max as usize {
-            return broken(
-                "FL-11",
-                format!("pool {} has {booting_or_joined} hosts, at most {}", name, pool.policy.max),
-            );
-        }
+    let proved = matches!(node.duty, Duty::Drained { .. } | Duty::Stopping { .. });
+    let given_up = matches!(node.liveness, Liveness::Lost(_) | Liveness::Gone(_));
+    if held > 0 && (proved || given_up) {
+        let promise = if proved { "FL-7" } else { "FL-2" };
+        return broken(promise, format!("node {} is {} with {held} attempts on record", node.name, node.state()));
     }
     Ok(())
 }

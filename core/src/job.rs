@@ -4,6 +4,7 @@
 //! task:  waiting --place--> live(attempt n) --end--> ended(reason)
 //!           ^                    |
 //!           +--- delayed <-------+  a budget of the end's cause is left
+//!           +---- held <---------+  it brought down several nodes; retry or cancel by a person
 //! ```
 //! An array is one record plus what differs: sets of ranges for the many that
 //! wait or ended alike, and a tally only for tasks with a past.
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     end::{Blame, End},
-    ids::{Actor, TaskIndex},
+    ids::{Actor, NodeId, TaskIndex},
     limits,
     range_set::RangeSet,
     spec::{Delivery, JobSpec},
@@ -55,10 +56,13 @@ pub struct JobRecord {
     /// Live tasks whose task was cancelled one by one: not placed again.
     #[serde(default)]
     pub cancelled_tasks: BTreeSet<TaskIndex>,
+    /// Brought down several nodes: not placed again until a person says so.
+    #[serde(default)]
+    pub held: BTreeSet<TaskIndex>,
 }
 
 /// What a task has used up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Attempts so far.
     pub attempts: u32,
@@ -68,6 +72,25 @@ pub struct Tally {
     pub lost: u32,
     /// Retries after drains.
     pub drained: u32,
+    /// Nodes that were lost, or whose spawner was, while it ran there.
+    #[serde(default)]
+    pub brought_down: BTreeSet<NodeId>,
+    /// The last attempt of an exclusive task may run until then: its end was presumed within its lease.
+    #[serde(default)]
+    pub fenced_until: Option<Timestamp>,
+}
+
+/// How an attempt ended, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending<'a> {
+    /// How.
+    pub end: &'a End,
+    /// On which node.
+    pub node: NodeId,
+    /// Its start was reported.
+    pub had_started: bool,
+    /// The end is presumed, and the node's lease may cover the attempt until then.
+    pub leased_until: Option<Timestamp>,
 }
 
 /// What follows an attempt's end.
@@ -79,6 +102,8 @@ pub enum Next {
     Waiting,
     /// It is ready to be placed again then.
     Delayed(Timestamp),
+    /// It brought down several nodes: a person decides.
+    Held,
 }
 
 /// How a job is, for people. Derived, never stored.
@@ -141,6 +166,7 @@ impl JobRecord {
             tallies: BTreeMap::new(),
             live: BTreeMap::new(),
             cancelled_tasks: BTreeSet::new(),
+            held: BTreeSet::new(),
         }
     }
 
@@ -182,7 +208,11 @@ impl JobRecord {
     pub fn place_next(&mut self) -> Option<(TaskIndex, NonZeroU32)> {
         let task = self.waiting.first()?;
         self.waiting.remove(task);
-        let past = self.tallies.get(&task).map_or(0, |tally| tally.attempts);
+        let tally = self.tallies.get_mut(&task);
+        let past = tally.map_or(0, |tally| {
+            tally.fenced_until = None;
+            tally.attempts
+        });
         let number = NonZeroU32::MIN.saturating_add(past);
         self.live.insert(task, number);
         Some((task, number))
@@ -210,14 +240,26 @@ impl JobRecord {
     }
 
     /// Records how a task's live attempt ended, and says what follows.
-    pub fn end_attempt(&mut self, task: TaskIndex, end: &End, now: Timestamp) -> Next {
+    pub fn end_attempt(&mut self, task: TaskIndex, ending: &Ending<'_>, now: Timestamp) -> Next {
         let Some(number) = self.live.remove(&task) else { return Next::Ended };
-        let next = self.next_after(task, end, now);
-        if next != Next::Ended || *end != End::Succeeded {
+        let fence = ending.leased_until.filter(|until| self.spec.delivery == Delivery::Exclusive && *until > now);
+        if let Some(until) = fence {
+            self.tallies.entry(task).or_default().fenced_until = Some(until);
+        }
+        let next = match (self.next_after(task, ending, now), fence) {
+            // Another attempt may run only when this one is provably over (FL-3).
+            (Next::Waiting, Some(until)) => Next::Delayed(until),
+            (Next::Delayed(at), Some(until)) => Next::Delayed(at.max(until)),
+            (next, _) => next,
+        };
+        if next != Next::Ended || *ending.end != End::Succeeded {
             self.tallies.entry(task).or_default().attempts = number.get();
         }
         match next {
-            Next::Ended => self.end_task(task, end),
+            Next::Ended => self.end_task(task, ending.end),
+            Next::Held => {
+                self.held.insert(task);
+            }
             Next::Waiting => {
                 self.waiting.insert(task);
             }
@@ -233,14 +275,18 @@ impl JobRecord {
     }
 
     /// Draws on the budget of the end's cause; a cause never uses up another's.
-    fn next_after(&mut self, task: TaskIndex, end: &End, now: Timestamp) -> Next {
+    fn next_after(&mut self, task: TaskIndex, ending: &Ending<'_>, now: Timestamp) -> Next {
         if self.is_cancelled(task) {
             return Next::Ended;
         }
         let retries = self.spec.retries;
         let once = self.spec.delivery == Delivery::AtMostOnce;
-        let mut tally = self.tallies.get(&task).copied().unwrap_or_default();
-        let (used, budget, next) = match end.blame() {
+        let mut tally = self.tallies.get(&task).cloned().unwrap_or_default();
+        if ending.had_started && ending.end.takes_the_host_along() {
+            tally.brought_down.insert(ending.node);
+        }
+        let is_poison = tally.brought_down.len() >= limits::POISON_NODES;
+        let (used, budget, next) = match ending.end.blame() {
             Blame::Nobody | Blame::Requested => return Next::Ended,
             // It may have run: an at-most-once task never starts again, whatever the cause.
             _any if once => return Next::Ended,
@@ -255,6 +301,9 @@ impl JobRecord {
         let tries = *used;
         *used += 1;
         self.tallies.insert(task, tally);
+        if is_poison {
+            return Next::Held;
+        }
         next.unwrap_or_else(|| Next::Delayed(now + backoff(tries)))
     }
 
@@ -285,6 +334,7 @@ impl JobRecord {
                 .waiting
                 .iter()
                 .chain(self.delayed.iter().map(|(_, task)| *task))
+                .chain(self.held.iter().copied())
                 .chain(self.live.keys().copied())
                 .collect(),
         };
@@ -293,7 +343,7 @@ impl JobRecord {
             if self.live.contains_key(&task) {
                 self.cancelled_tasks.insert(task);
                 live.push(task);
-            } else if self.waiting.remove(task) || self.remove_delayed(task) {
+            } else if self.waiting.remove(task) || self.remove_delayed(task) || self.held.remove(&task) {
                 self.end_task(task, &End::Cancelled);
                 waiting += 1;
             } else {
@@ -311,19 +361,29 @@ impl JobRecord {
         found.is_some_and(|entry| self.delayed.remove(&entry))
     }
 
-    /// Failed and cancelled tasks wait again, with fresh budgets. Returns how many.
-    pub fn retry(&mut self) -> u32 {
+    /// Failed, cancelled and held tasks wait again, with fresh budgets. Returns how many.
+    pub fn retry(&mut self, now: Timestamp) -> u32 {
         let succeeded = self.ended.remove("succeeded");
         let again = core::mem::take(&mut self.ended);
         if let Some(succeeded) = succeeded {
             self.ended.insert(String::from("succeeded"), succeeded);
         }
+        let held = core::mem::take(&mut self.held);
         let mut count = 0;
-        for task in again.values().flat_map(RangeSet::iter) {
+        for task in again.values().flat_map(RangeSet::iter).chain(held) {
+            let mut fence = None;
             if let Some(tally) = self.tallies.get_mut(&task) {
-                *tally = Tally { attempts: tally.attempts, ..Tally::default() };
+                fence = tally.fenced_until.filter(|until| *until > now);
+                *tally = Tally { attempts: tally.attempts, fenced_until: fence, ..Tally::default() };
             }
-            self.waiting.insert(task);
+            match fence {
+                Some(until) => {
+                    self.delayed.insert((until, task));
+                }
+                None => {
+                    self.waiting.insert(task);
+                }
+            }
             count += 1;
         }
         if count > 0 {
@@ -333,10 +393,40 @@ impl JobRecord {
         count
     }
 
-    /// Nothing waits and nothing is live.
+    /// May a retry start a task that may have run before? Never at most once (FL-4).
+    #[must_use]
+    pub fn may_retry(&self) -> bool {
+        let may_have_run = |task| self.tallies.get(&task).is_some_and(|tally| tally.attempts > 0);
+        let mut ended = self.ended.iter().filter(|(name, _)| *name != "succeeded").flat_map(|(_, tasks)| tasks.iter());
+        self.spec.delivery != Delivery::AtMostOnce || !ended.any(may_have_run)
+    }
+
+    /// A new leader, whose clock may be ahead of the one that set a fence, keeps each for as long again.
+    pub fn fence_again(&mut self, until: Timestamp) -> bool {
+        let mut fenced = false;
+        for (task, tally) in &mut self.tallies {
+            if tally.fenced_until.is_some_and(|old| old < until) && !self.live.contains_key(task) {
+                tally.fenced_until = Some(until);
+                fenced = true;
+            }
+        }
+        let early: Vec<_> = self
+            .delayed
+            .range(..(until, 0))
+            .filter(|(_, task)| self.tallies.get(task).is_some_and(|tally| tally.fenced_until.is_some()))
+            .copied()
+            .collect();
+        for entry in early {
+            self.delayed.remove(&entry);
+            self.delayed.insert((until, entry.1));
+        }
+        fenced
+    }
+
+    /// Nothing waits, is held or is live.
     #[must_use]
     pub fn is_done(&self) -> bool {
-        self.waiting.is_empty() && self.delayed.is_empty() && self.live.is_empty()
+        self.waiting.is_empty() && self.delayed.is_empty() && self.held.is_empty() && self.live.is_empty()
     }
 }
 
@@ -372,17 +462,26 @@ mod tests {
         JobRecord::accepted(spec, "key".into(), [0; 32], NOW)
     }
 
+    /// Its start was reported on this node, and its end too.
+    fn on(node: u64, end: &End) -> Ending<'_> {
+        Ending { end, node: NodeId(node), had_started: true, leased_until: None }
+    }
+
     #[test]
     fn a_failure_of_its_own_never_uses_up_the_budget_for_lost_nodes() {
         let mut job = job(1, Retries { failed: 1, lost: 1, drained: 0 }, Delivery::AtLeastOnce);
         let lost = End::NodeLost(crate::end::NodeLoss::Silent);
         job.place_next();
-        assert_eq!(job.end_attempt(0, &lost, NOW), Next::Waiting);
+        assert_eq!(job.end_attempt(0, &on(1, &lost), NOW), Next::Waiting);
         job.place_next();
-        assert_eq!(job.end_attempt(0, &End::Exited(1), NOW), Next::Delayed(NOW + limits::RETRY_BACKOFF_MIN));
+        assert_eq!(job.end_attempt(0, &on(1, &End::Exited(1)), NOW), Next::Delayed(NOW + limits::RETRY_BACKOFF_MIN));
         assert!(job.wake_delayed(NOW + limits::RETRY_BACKOFF_MIN));
         assert_eq!(job.place_next(), NonZeroU32::new(3).map(|number| (0, number)));
-        assert_eq!(job.end_attempt(0, &lost, NOW), Next::Ended, "the lost budget is used up by the first loss alone");
+        assert_eq!(
+            job.end_attempt(0, &on(1, &lost), NOW),
+            Next::Ended,
+            "the lost budget is used up by the first loss alone"
+        );
         assert_eq!(job.end_of(0), Some("node_lost(silent)"));
     }
 
@@ -390,7 +489,7 @@ mod tests {
     fn at_most_once_is_never_placed_again_once_it_may_have_run() {
         let mut job = job(1, Retries { failed: 5, lost: 5, drained: 5 }, Delivery::AtMostOnce);
         job.place_next();
-        assert_eq!(job.end_attempt(0, &End::SpawnerLost, NOW), Next::Ended);
+        assert_eq!(job.end_attempt(0, &on(1, &End::SpawnerLost), NOW), Next::Ended);
     }
 
     #[test]
@@ -414,7 +513,7 @@ mod tests {
         job.place_next();
         job.cancelled_by = Some((Actor("ana".into()), "changed my mind".into()));
         assert_eq!(job.cancel(None), (2, Vec::from([0]), 0));
-        assert_eq!(job.end_attempt(0, &End::Cancelled, NOW), Next::Ended);
+        assert_eq!(job.end_attempt(0, &on(1, &End::Cancelled), NOW), Next::Ended);
         assert!(job.is_done());
         assert_eq!(job.end_counts(), EndCounts { succeeded: 0, failed: 0, cancelled: 3 });
     }
@@ -424,9 +523,57 @@ mod tests {
         let mut job = job(2, Retries::default(), Delivery::AtLeastOnce);
         job.place_next();
         job.place_next();
-        job.end_attempt(0, &End::Succeeded, NOW);
-        job.end_attempt(1, &End::Exited(3), NOW);
-        assert_eq!(job.retry(), 1);
+        job.end_attempt(0, &on(1, &End::Succeeded), NOW);
+        job.end_attempt(1, &on(1, &End::Exited(3)), NOW);
+        assert_eq!(job.retry(NOW), 1);
         assert_eq!(job.place_next().map(|(task, number)| (task, number.get())), Some((1, 2)));
+    }
+
+    #[test]
+    fn a_task_that_brings_down_three_nodes_is_held_until_a_person_decides() {
+        let mut job = job(1, Retries { failed: 0, lost: 9, drained: 0 }, Delivery::AtLeastOnce);
+        let lose = |job: &mut JobRecord, node| {
+            job.place_next().expect("it waits");
+            job.end_attempt(0, &on(node, &End::SpawnerLost), NOW)
+        };
+        assert_eq!(lose(&mut job, 1), Next::Waiting);
+        assert_eq!(lose(&mut job, 1), Next::Waiting, "the same node twice says nothing against the task");
+        assert_eq!(lose(&mut job, 2), Next::Waiting);
+        assert_eq!(lose(&mut job, 3), Next::Held);
+        assert!(job.place_next().is_none() && !job.is_done());
+        assert_eq!(job.retry(NOW), 1);
+        assert_eq!(lose(&mut job, 4), Next::Waiting, "a retry forgets the past");
+        job.place_next();
+        let not_started = Ending { had_started: false, ..on(5, &End::SpawnerLost) };
+        assert_eq!(job.end_attempt(0, &not_started, NOW), Next::Waiting);
+    }
+
+    #[test]
+    fn an_exclusive_task_whose_end_is_presumed_within_its_lease_waits_for_the_leases_end() {
+        let until = NOW + Millis::from_secs(19);
+        let lost = End::NodeLost(crate::end::NodeLoss::Silent);
+        let presumed = Ending { leased_until: Some(until), ..on(1, &lost) };
+        let mut again = job(1, Retries { failed: 0, lost: 1, drained: 0 }, Delivery::Exclusive);
+        again.place_next();
+        assert_eq!(again.end_attempt(0, &presumed, NOW), Next::Delayed(until));
+        assert!(!again.wake_delayed(NOW) && again.wake_delayed(until));
+
+        let mut over = job(1, Retries { failed: 0, lost: 0, drained: 0 }, Delivery::Exclusive);
+        over.place_next();
+        assert_eq!(over.end_attempt(0, &presumed, NOW), Next::Ended);
+        assert_eq!(over.retry(NOW), 1);
+        assert!(over.place_next().is_none(), "nor does a retry by hand start it earlier");
+        assert!(over.fence_again(until + Millis(5)));
+        assert!(!over.wake_delayed(until) && over.wake_delayed(until + Millis(5)));
+    }
+
+    #[test]
+    fn at_most_once_is_not_retried_by_hand_either() {
+        let mut job = job(2, Retries::default(), Delivery::AtMostOnce);
+        job.cancel(Some(&[1]));
+        assert!(job.may_retry(), "it was cancelled before it was ever placed");
+        job.place_next();
+        job.end_attempt(0, &on(1, &End::Exited(1)), NOW);
+        assert!(!job.may_retry());
     }
 }

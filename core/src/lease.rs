@@ -21,8 +21,13 @@ pub const fn duration() -> Millis {
 /// When the coordinator may hold that a lease granted at `answered` has ended on the host.
 #[must_use]
 pub fn ended_here(answered: Timestamp) -> Timestamp {
-    let drift = duration().percent(limits::LEASE_DRIFT_PERCENT);
-    answered + duration() + drift + limits::LEASE_KILL
+    any_ended_here(duration(), answered)
+}
+
+/// The same for a lease of any length, as another version may have granted it.
+#[must_use]
+pub fn any_ended_here(duration: Millis, answered: Timestamp) -> Timestamp {
+    answered + duration + duration.percent(limits::LEASE_DRIFT_PERCENT) + limits::LEASE_KILL
 }
 
 #[cfg(test)]

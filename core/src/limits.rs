@@ -36,6 +36,18 @@ pub const TERMS_KEPT: usize = 64;
 pub const BRAKE_NODES_MIN: usize = 5;
 /// The brake holds evictions for this long.
 pub const BRAKE_HOLD: Millis = Millis::from_secs(15 * 60);
+/// For as long again after a brake, nodes are given up one at a time, with this pause between two.
+pub const BRAKE_PAUSE: Millis = Millis::from_secs(10);
+/// Faults of a host in a row, on which it cools down.
+pub const FAULTS_BEFORE_COOLING: u32 = 5;
+/// How long it cools down; one more fault after that, and it does so again.
+pub const COOLING: Millis = Millis::from_secs(60);
+/// Faults of a host in a row, on which it is drained: it would eat the queue.
+pub const FAULTS_BEFORE_DRAIN: u32 = 8;
+/// A task that was running on this many nodes when they were lost is held.
+pub const POISON_NODES: usize = 3;
+/// A timer that is overdue by this much shows that the coordinator itself was stopped.
+pub const ABSENCE: Millis = Millis::from_secs(5);
 /// Ask again for a drain's proof, or evict again, after this.
 pub const DRAIN_ASK_AGAIN: Millis = Millis::from_secs(2);
 /// Deadline of a drain that names none and is not told to have none.

@@ -104,6 +104,7 @@ fn end(text: &str) -> End {
         "drained" => End::Drained,
         "spawner_lost" => End::SpawnerLost,
         "node_lost" => End::NodeLost(NodeLoss::Silent),
+        "start_failed" => End::StartFailed { step: "mount.root".into(), errno: 5 },
         other => End::Exited(other.strip_prefix("exit:").expect("an end").parse().expect("an exit code")),
     }
 }
@@ -140,6 +141,11 @@ impl World {
         let first = words.plain.get(1).copied().unwrap_or("");
         match words.plain[0] {
             "wait" => self.wait(seconds(first)),
+            "stopped" => {
+                // The coordinator itself does not run; then it looks once.
+                self.now = self.now + seconds(first);
+                self.apply(Event::Tick)
+            }
             "node" => self.enroll_and_connect(first, &words),
             "connect" => self.connect(first, &words),
             "disconnect" => {

@@ -362,7 +362,9 @@ impl Supervisor {
         tracing::info!("{sentence}");
         let until_reboot =
             (then == DrainThen::Poweroff).then(|| self.facts.as_ref().map(|facts| facts.boot_id.clone()));
-        let marked = state::mark_released(self.state.root(), sentence, until_reboot.flatten().as_deref());
+        // As it goes it opens itself: whoever brings it back wants it to work, and its hello has to say so.
+        let marked = state::mark_released(self.state.root(), sentence, until_reboot.flatten().as_deref())
+            .and_then(|()| self.state.set_closed_for(None));
         if then == DrainThen::Poweroff {
             self.ask_spawner(&Request::Poweroff);
         }

@@ -5,19 +5,15 @@ use alloc::{format, string::String, vec::Vec};
 use super::{Attempt, Fleet, Output, Timer, moving_mean, record};
 use crate::{
     effect::{AttemptRecord, Effect, EndRecord, Evidence, StopOrder, StopReason, Subject},
-    end::{Blame, End},
-    ids::{AttemptId, Epoch, JobId, NodeId, SessionId},
-    job::Next,
+    end::End,
+    event::{DrainOrder, DrainThen},
+    ids::{Actor, AttemptId, Epoch, JobId, NodeId, SessionId},
+    job::{Ending, Next},
     limits,
     mutation::{self, Mutation},
-    node::Hold,
+    node::{Duty, Hold},
     time::{Millis, Timestamp},
 };
-
-/// Faults of a node in a row that make it cool down.
-const FAULTS_BEFORE_COOLING: u32 = 5;
-/// How long it cools down.
-const COOLING: Millis = Millis::from_secs(60);
 
 impl Fleet {
     pub(super) fn attempt_started(
@@ -95,23 +91,33 @@ impl Fleet {
             // Start and end may have been told together: only the host knows how far apart they were.
             node.mean_task = Some(moving_mean(node.mean_task, wall.unwrap_or_else(|| now.since(started))));
         }
-        if end.blame() == Blame::Node {
+        if end.speaks_against_the_host() {
             self.blame_node(node, &end, now, out);
         }
         self.end_attempt(id, end, false, detail, now, out);
     }
 
-    /// Faults in a row make a node cool down, so that one bad host does not eat the queue.
+    /// Faults in a row make a node cool down, and then drain it: one bad host must not eat the queue.
     fn blame_node(&mut self, id: NodeId, end: &End, now: Timestamp, out: &mut Output) {
-        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| matches!(node.record.hold, Hold::None)) else { return };
         node.record.faults += 1;
-        if node.record.faults >= FAULTS_BEFORE_COOLING {
-            let reason = format!("{} faults in a row, the last: {end}", node.record.faults);
-            record(out, now, Subject::Node(id), "cooling", reason.clone(), None);
-            node.record.hold = Hold::Cooling { until: now + COOLING, reason };
-            self.wake_at(now + COOLING, Timer::Node(id));
-        }
         out.touched.nodes.insert(id);
+        if node.record.faults < limits::FAULTS_BEFORE_COOLING {
+            return;
+        }
+        let reason = format!("{} faults in a row, the last: {end}", node.record.faults);
+        if node.record.faults >= limits::FAULTS_BEFORE_DRAIN && matches!(node.record.duty, Duty::Eligible) {
+            // Whoever resumes it has looked at it.
+            node.record.faults = 0;
+            let actor = Actor(String::from("coordinator"));
+            let order = DrainOrder { deadline: None, then: DrainThen::Nothing, refusable: false, actor, reason };
+            // The node has just spoken, so it is not gone: a drain of it is never denied.
+            let _granted = self.drain(id, order, now, out);
+            return;
+        }
+        record(out, now, Subject::Node(id), "cooling", reason.clone(), None);
+        node.record.hold = Hold::Cooling { until: now + limits::COOLING, reason };
+        self.wake_at(now + limits::COOLING, Timer::Node(id));
     }
 
     /// The one place where an attempt ends (FL-2).
@@ -126,12 +132,22 @@ impl Fleet {
     ) {
         let Some(attempt) = self.detach(id, now) else { return };
         let Some(job) = self.jobs.get_mut(&id.job) else { return };
-        let next = job.end_attempt(id.task, &end, now);
+        let ending = Ending {
+            end: &end,
+            node: attempt.record.node,
+            had_started: attempt.record.started.is_some(),
+            // What the host itself tells of is over; what we presume of a lost node may still run under its lease.
+            leased_until: (presumed && matches!(end, End::NodeLost(_)))
+                .then(|| self.nodes.get(&attempt.record.node).map(|node| node.lease_end))
+                .flatten(),
+        };
+        let next = job.end_attempt(id.task, &ending, now);
         if end != End::Succeeded {
             let then = match next {
                 Next::Ended => "",
                 Next::Waiting => "; it is placed again",
                 Next::Delayed(_) => "; it is placed again after a pause",
+                Next::Held => "; its task is held, because it brought down several nodes: retry or cancel it",
             };
             record(out, now, Subject::Job(id.job), "attempt_ended", format!("attempt {id}: {end}{then}"), None);
         }

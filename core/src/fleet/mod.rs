@@ -32,11 +32,13 @@ use crate::{
     event::Event,
     ids::{Actor, AttemptId, FIRST_JOB, HostRequestId, JobId, NodeId, PoolName, RequestId, SessionId, Term},
     job::JobRecord,
+    lease, limits,
     mutation::{self, Mutation},
     node::Node,
     placement::NodeIndex,
     pool::Pool,
     queue::Queue,
+    spec::Delivery,
     time::{Millis, Timestamp},
     timeline::Timeline,
 };
@@ -60,6 +62,9 @@ pub struct Meta {
     /// The store is behind what hosts have seen: nothing is placed.
     #[serde(default)]
     pub loss: Option<Loss>,
+    /// The longest lease that any leader ever granted: a new one waits that long.
+    #[serde(default)]
+    pub longest_lease: Millis,
 }
 
 impl Default for Meta {
@@ -72,6 +77,7 @@ impl Default for Meta {
             brake_until: None,
             timeline: Timeline::default(),
             loss: None,
+            longest_lease: Millis(0),
         }
     }
 }
@@ -205,6 +211,7 @@ impl Fleet {
 
     /// Decides from what is. Call once after the events of a batch.
     pub fn settle(&mut self, now: Timestamp, out: &mut Output) {
+        self.notice_absence(now, out);
         self.fire_timers(now, out);
         while let Some(node) = self.unsettled.pop_first() {
             self.settle_node(node, now, out);
@@ -219,6 +226,27 @@ impl Fleet {
     #[must_use]
     pub fn next_wake(&self) -> Option<Timestamp> {
         self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// The driver wakes for each timer: one that is long overdue shows that this process was stopped, or
+    /// its machine. What was not heard meanwhile says nothing about the nodes (FL-12).
+    fn notice_absence(&mut self, now: Timestamp, out: &mut Output) {
+        let Some(due) = self.next_wake() else { return };
+        let absence = now.since(due);
+        if absence < limits::ABSENCE {
+            return;
+        }
+        self.lease_anew(lease::ended_here(now), now);
+        let sentence = format!("this coordinator was not running for {absence}: no node is held silent for it");
+        record(out, now, Subject::Fleet, "absent", sentence, None);
+    }
+
+    fn lease_anew(&mut self, leases_end: Timestamp, now: Timestamp) {
+        for (id, node) in &mut self.nodes {
+            node.lease_end = leases_end;
+            node.heard = now;
+            self.timers.insert((node.lease_end, Timer::Node(*id)));
+        }
     }
 
     fn fire_timers(&mut self, now: Timestamp, out: &mut Output) {
@@ -277,17 +305,27 @@ impl Fleet {
     fn lead(&mut self, term: Term, now: Timestamp, out: &mut Output) {
         self.meta.term = term;
         self.meta.timeline.led(term, self.stored);
+        // Stored before it is granted; the last leader may have been of another version.
+        self.meta.longest_lease = self.meta.longest_lease.max(lease::duration());
         out.touched.meta = true;
+        let leases_end = lease::any_ended_here(self.meta.longest_lease, now);
         // A new leader evicts nobody for one full lease, whatever it was told before (FL-12).
-        for (id, node) in &mut self.nodes {
-            if mutation::is_on(Mutation::EvictAfterFailover) {
-                continue;
-            }
-            node.lease_end = crate::lease::ended_here(now);
-            node.heard = now;
-            self.timers.insert((node.lease_end, Timer::Node(*id)));
+        if !mutation::is_on(Mutation::EvictAfterFailover) {
+            self.lease_anew(leases_end, now);
         }
+        self.fence_again(leases_end, out);
+        self.ask_providers_again(now, out);
         record(out, now, Subject::Fleet, "led", format!("this coordinator leads with term {}", term.0), None);
+    }
+
+    /// The clock that set a fence may have been behind ours.
+    fn fence_again(&mut self, until: Timestamp, out: &mut Output) {
+        for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.spec.delivery == Delivery::Exclusive) {
+            if job.fence_again(until) {
+                out.touched.jobs.insert(*id);
+                self.timers.insert((until, Timer::Job(*id)));
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use alloc::{format, string::String};
 
-use super::{Fleet, Output, record};
+use super::{Fleet, Output, Timer, record};
 use crate::{
     denied::Denied,
     effect::{Effect, Reply, StopReason, Subject},
@@ -139,10 +139,17 @@ impl Fleet {
 
     pub(super) fn retry(&mut self, id: JobId, actor: Actor, now: Timestamp, out: &mut Output) -> Result<Reply, Denied> {
         let job = self.jobs.get_mut(&id).ok_or(Denied::UnknownJob(id))?;
-        let tasks = job.retry();
+        if !job.may_retry() {
+            let state = "at_most_once, and a task of it may have run; submit it as a new job";
+            return Err(Denied::JobState { job: id, state, asked: "retry" });
+        }
+        let tasks = job.retry(now);
         if tasks > 0 {
             record(out, now, Subject::Job(id), "retried", format!("{tasks} tasks wait again"), Some(&actor));
             out.touched.jobs.insert(id);
+            if let Some((at, _)) = job.delayed.first().copied() {
+                self.wake_at(at, Timer::Job(id));
+            }
             self.requeue(id);
         }
         Ok(Reply::Retried { tasks })

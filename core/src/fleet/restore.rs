@@ -108,7 +108,8 @@ impl Fleet {
     fn check_tasks(&self, id: JobId) -> Result<(), Damage> {
         let Some(job) = self.jobs.get(&id) else { return Ok(()) };
         let ended: u64 = job.ended.values().map(|tasks| u64::from(tasks.len())).sum();
-        let counted = u64::from(job.waiting.len()) + job.delayed.len() as u64 + job.live.len() as u64 + ended;
+        let counted =
+            u64::from(job.waiting.len()) + job.delayed.len() as u64 + (job.held.len() + job.live.len()) as u64 + ended;
         if counted == u64::from(job.spec.tasks) {
             Ok(())
         } else {

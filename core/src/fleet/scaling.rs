@@ -33,11 +33,19 @@ impl Fleet {
             }
             let Some(view) = self.view_pool(&name, now) else { continue };
             let Some(pool) = self.pools.get(&name) else { continue };
-            match autoscale::decide(&pool.record.policy, &view, now) {
-                Decision::Hold { until: None } => {}
-                Decision::Hold { until: Some(until) } => self.wake_at(until, Timer::Pool(name)),
-                Decision::Out { keep, create, reason } => self.scale_out(&name, &view, &keep, create, reason, now, out),
-                Decision::In { release, reason } => self.scale_in(&name, &view, &release, &reason, now, out),
+            let decision = autoscale::decide(&pool.record.policy, &view, now);
+            match (decision, self.braked_until(now)) {
+                (Decision::Hold { until: None }, _) => {}
+                // Silence of much of the fleet says nothing about how much of it is needed (FL-12).
+                (Decision::Hold { until: Some(until) }, _) | (Decision::In { .. }, Some(until)) => {
+                    self.wake_at(until, Timer::Pool(name));
+                }
+                (Decision::Out { keep, create, reason }, _) => {
+                    self.scale_out(&name, &view, &keep, create, reason, now, out);
+                }
+                (Decision::In { release, reason }, None) => {
+                    self.scale_in(&name, &view, &release, &reason, now, out);
+                }
             }
         }
     }
@@ -198,6 +206,7 @@ impl Fleet {
                 }
                 Host::Deleting { node, told } if now.since(told) >= limits::DELETE_ASK_AGAIN => {
                     *state = Host::Deleting { node, told: now };
+                    out.touched.pools.insert(name.clone());
                     out.effects.push(Effect::DeleteHost { pool: name.clone(), host: *host, node });
                     self.timers.insert((now + limits::DELETE_ASK_AGAIN, Timer::Pool(name.clone())));
                 }
@@ -207,6 +216,30 @@ impl Fleet {
         for _ in 0..failed {
             self.count_failure(name, "it did not join before its boot deadline", now, out);
             self.wake_at(now + limits::DELETE_ASK_AGAIN, Timer::Pool(name.clone()));
+        }
+    }
+
+    /// A new leader: what was asked may have been lost with the last one. Orders are idempotent by their request.
+    pub(super) fn ask_providers_again(&mut self, now: Timestamp, out: &mut Output) {
+        for (name, pool) in &mut self.pools {
+            let policy = &pool.record.policy;
+            for (host, state) in &mut pool.record.hosts {
+                match state {
+                    Host::Requested(since) => {
+                        out.effects.push(Effect::CreateHost {
+                            pool: name.clone(),
+                            host: *host,
+                            template: policy.host.clone(),
+                        });
+                        self.timers.insert((*since + policy.boot_deadline_ms, Timer::Pool(name.clone())));
+                    }
+                    Host::Deleting { told, .. } => {
+                        let due = (*told + limits::DELETE_ASK_AGAIN).max(now);
+                        self.timers.insert((due, Timer::Pool(name.clone())));
+                    }
+                    Host::Joined(_) => {}
+                }
+            }
         }
     }
 
@@ -255,6 +288,11 @@ impl Fleet {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.record.liveness = Liveness::Gone(now);
             node.record.idle_since = None;
+            // Should it speak all the same, it says hello first, and counts again.
+            if let Some(session) = node.session.take() {
+                let reason = String::from("the provider says that this host is gone");
+                out.effects.push(Effect::CloseSession { node: id, session, reason });
+            }
             // Its name is free again; the record stays for those who ask.
             if self.names.get(&node.record.name) == Some(&id) {
                 self.names.remove(&node.record.name);

@@ -97,10 +97,15 @@ impl Fleet {
             node.record.incarnation = Incarnation(node.record.incarnation.0 + 1);
         }
         let restarted = node.record.agent_start != hello.agent_start;
+        if rebooted {
+            // Before its new lease begins: a copied disk looks like a reboot, and the original may
+            // run what is exclusive for as long as its own lease lasts (FL-3).
+            self.give_up_attempts(id, &End::NodeLost(NodeLoss::Rebooted), now, out);
+        }
         self.adopt(id, session, &hello, now);
         self.reconcile(id, &hello.held, now, out);
         self.note_running(id, &hello.held, now, out);
-        self.compare_at_hello(id, &hello.held, rebooted, restarted, now, out);
+        self.compare_at_hello(id, &hello.held, restarted, now, out);
         self.welcome(id, session, &hello.held, out);
         if rebooted || restarted {
             self.end_own_drain(id, now, out);
@@ -126,8 +131,11 @@ impl Fleet {
         record.labels.clone_from(&hello.labels);
         record.fences.clone_from(&hello.fences);
         record.version.clone_from(&hello.version);
-        // A node that was told to go and was brought back by an operator begins anew.
-        if matches!((record.liveness, &record.duty), (Liveness::Gone(_), Duty::Stopping { .. })) {
+        // A node that was told to go and was brought back by an operator begins anew. As it went it opened
+        // itself; one that is still closed for its drain has not got our word, and gets it again.
+        if let Duty::Stopping { drain, .. } = &record.duty
+            && hello.closed_for_drain != drain.revision
+        {
             record.duty = Duty::Eligible;
         }
         record.liveness = Liveness::Live;
@@ -152,15 +160,7 @@ impl Fleet {
     }
 
     /// What we know and the host does not hold.
-    fn compare_at_hello(
-        &mut self,
-        id: NodeId,
-        held: &[Held],
-        rebooted: bool,
-        restarted: bool,
-        now: Timestamp,
-        out: &mut Output,
-    ) {
+    fn compare_at_hello(&mut self, id: NodeId, held: &[Held], restarted: bool, now: Timestamp, out: &mut Output) {
         let held: BTreeSet<AttemptId> = held.iter().map(|held| held.attempt).collect();
         let missing: Vec<AttemptId> =
             self.nodes.get(&id).into_iter().flat_map(|node| node.attempts.difference(&held).copied()).collect();
@@ -168,9 +168,7 @@ impl Fleet {
             let Some(known) = self.attempts.get(&attempt) else { continue };
             let delivery = self.jobs.get(&attempt.job).map(|job| job.spec.delivery);
             let repeatable = delivery == Some(crate::spec::Delivery::AtLeastOnce);
-            if rebooted {
-                self.end_attempt(attempt, End::NodeLost(NodeLoss::Rebooted), true, Vec::new(), now, out);
-            } else if known.record.started.is_some() || (restarted && !repeatable) {
+            if known.record.started.is_some() || (restarted && !repeatable) {
                 // Started, or perhaps started by a spawner that died with the agent: it may have run.
                 self.end_attempt(attempt, End::SpawnerLost, true, Vec::new(), now, out);
             } else {
@@ -241,11 +239,14 @@ impl Fleet {
         let Some(node) = self.nodes.get(&id) else { return };
         let Some(host) = node.record.host else { return };
         let Some(pool) = self.pools.get_mut(&node.record.pool) else { return };
-        if let Some(state @ Host::Requested(_)) = pool.record.hosts.get_mut(&host) {
-            *state = Host::Joined(id);
-            pool.record.failures = 0;
-            out.touched.pools.insert(node.record.pool.clone());
+        match pool.record.hosts.get(&host) {
+            Some(Host::Requested(_)) => pool.record.failures = 0,
+            Some(Host::Joined(_) | Host::Deleting { .. }) => return,
+            // The provider said that it is gone, and here it speaks: it counts again (FL-11).
+            None => {}
         }
+        pool.record.hosts.insert(host, Host::Joined(id));
+        out.touched.pools.insert(node.record.pool.clone());
     }
 
     pub(super) fn node_disconnected(&mut self, id: NodeId, session: SessionId, now: Timestamp, out: &mut Output) {
@@ -347,7 +348,17 @@ impl Fleet {
         let sentence = format!("no heartbeat for {}; its attempts are presumed lost", now.since(node.heard));
         record(out, now, Subject::Node(id), "lost", sentence, None);
         out.touched.nodes.insert(id);
+        if self.meta.brake_until.is_some_and(|until| now.since(until) < limits::BRAKE_HOLD) {
+            // After a brake evictions go on, but not all at once: a person can still answer.
+            self.meta.brake_until = Some(now + limits::BRAKE_PAUSE);
+            out.touched.meta = true;
+        }
         self.give_up_attempts(id, &End::NodeLost(NodeLoss::Silent), now, out);
+    }
+
+    /// Evictions and scale-in rest until then.
+    pub(super) fn braked_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.meta.brake_until.filter(|until| *until > now)
     }
 
     /// Much of the fleet silent at once is our fault more likely than theirs: evictions rest (FL-12).
@@ -364,12 +375,16 @@ impl Fleet {
                 Liveness::Silent(_) | Liveness::Joining | Liveness::Lost(_) | Liveness::Gone(_) => {}
             }
         }
-        let braked = self.meta.brake_until.is_some_and(|until| until > now);
-        if !braked && live + fresh >= limits::BRAKE_NODES_MIN && fresh * 3 > live + fresh {
+        if live + fresh >= limits::BRAKE_NODES_MIN && fresh * 3 > live + fresh {
+            let is_news = self.braked_until(now).is_none();
+            // One more silence of many holds as long as the first.
             self.meta.brake_until = Some(now + limits::BRAKE_HOLD);
             out.touched.meta = true;
+            if !is_news {
+                return;
+            }
             let sentence = format!(
-                "{fresh} of {} nodes fell silent within {window}: no eviction for {}",
+                "{fresh} of {} nodes fell silent within {window}: no eviction and no scale-in for {}",
                 live + fresh,
                 limits::BRAKE_HOLD
             );
@@ -383,9 +398,8 @@ impl Fleet {
             Hold::None => {}
             Hold::Cooling { until, .. } if until > now => self.wake_at(until, Timer::Node(id)),
             Hold::Cooling { .. } => {
+                // Its faults still count: one more is enough to cool it down again.
                 node.record.hold = Hold::None;
-                // One more fault is enough to cool it down again.
-                node.record.faults = node.record.faults.saturating_sub(1);
                 record(out, now, Subject::Node(id), "cooled", String::from("it may be tried again"), None);
                 out.touched.nodes.insert(id);
                 self.freed.insert(id);

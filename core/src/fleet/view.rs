@@ -8,6 +8,7 @@ use crate::{
     effect::AttemptRecord,
     ids::{AttemptId, JobId, NodeId, PoolName},
     job::JobRecord,
+    limits,
     node::{Liveness, NodeRecord},
     placement,
     pool::{Host, PoolRecord},
@@ -127,6 +128,12 @@ impl Fleet {
         ids.filter_map(|id| Some((*id, &self.attempts.get(id)?.record)))
     }
 
+    /// Is this attempt among those on the node?
+    #[must_use]
+    pub fn is_on(&self, attempt: AttemptId, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|node| node.attempts.contains(&attempt))
+    }
+
     /// Tasks that wait, in line or after a failure.
     #[must_use]
     pub fn tasks_waiting(&self) -> u64 {
@@ -137,6 +144,14 @@ impl Fleet {
     #[must_use]
     pub fn explain_wait(&self, id: JobId) -> Option<String> {
         let job = self.jobs.get(&id)?;
+        if job.waiting.is_empty() && job.delayed.is_empty() && !job.held.is_empty() {
+            return Some(format!(
+                "{} tasks are held: each brought down {} nodes; `muster job retry` tries them again, \
+                 `muster job cancel` ends them",
+                job.held.len(),
+                limits::POISON_NODES
+            ));
+        }
         if job.waiting.is_empty() {
             let (at, _) = job.delayed.first()?;
             return Some(format!("{} tasks pause after a failure, the first until {}", job.delayed.len(), at.0));
