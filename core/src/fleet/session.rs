@@ -82,6 +82,12 @@ impl Fleet {
             out.effects.push(Effect::CloseSession { node: id, session, reason });
             return;
         };
+        // A node that is gone has given its name back: two with one name would contradict each other in the store.
+        if self.names.get(&node.record.name).is_some_and(|owner| *owner != id) {
+            let reason = format!("the name `{}` belongs to another node by now; enrol again", node.record.name);
+            out.effects.push(Effect::CloseSession { node: id, session, reason });
+            return;
+        }
         if let Some(reason) = second_claimant(node, &hello, now) {
             record(out, now, Subject::Node(id), "claimed_twice", reason.clone(), None);
             out.effects.push(Effect::CloseSession { node: id, session, reason });
