@@ -144,6 +144,15 @@ impl Fleet {
         {
             record.duty = Duty::Eligible;
         }
+        if hello.closed_for_drain > record.drain_revision {
+            // Closed by a drain of its former record, or one that a restored store does not know: the host
+            // takes only newer questions, so a drain in force is asked for under a newer number.
+            record.drain_revision = hello.closed_for_drain;
+            if let Duty::Draining(drain) = &mut record.duty {
+                record.drain_revision = record.drain_revision.next();
+                drain.revision = record.drain_revision;
+            }
+        }
         record.liveness = Liveness::Live;
         if record.idle_since.is_none() && node.attempts.is_empty() {
             record.idle_since = Some(now);
