@@ -91,40 +91,42 @@ impl Fleet {
                 node.asked_drained = Some(now);
                 out.effects.push(Effect::AskDrained { node: id, session, revision, refusable });
             }
-            self.wake_at(now + limits::DRAIN_ASK_AGAIN, Timer::Node(id));
+            let asked = node.asked_drained.unwrap_or(now);
+            self.wake_at(asked + limits::DRAIN_ASK_AGAIN, Timer::Node(id));
             return;
         }
         let overdue = deadline.is_some_and(|deadline| now >= deadline);
-        let evicted = self.evict_for_drain(id, overdue, now, out);
+        let again = self.evict_for_drain(id, overdue, now, out);
         match deadline {
             Some(deadline) if !overdue => self.wake_at(deadline, Timer::Node(id)),
             Some(_) | None => {}
         }
-        if evicted {
-            self.wake_at(now + limits::DRAIN_ASK_AGAIN, Timer::Node(id));
+        if let Some(again) = again {
+            self.wake_at(again, Timer::Node(id));
         }
     }
 
-    /// Evicts what should go now; repeated, because an order may be lost. Says whether anything was to go.
-    fn evict_for_drain(&mut self, id: NodeId, overdue: bool, now: Timestamp, out: &mut Output) -> bool {
-        let leaving: Vec<(AttemptId, Millis)> = self
-            .nodes
-            .get(&id)
-            .into_iter()
-            .flat_map(|node| node.attempts.iter())
+    /// Evicts what should go now. Says when to look again, because an order may be lost.
+    fn evict_for_drain(&mut self, id: NodeId, overdue: bool, now: Timestamp, out: &mut Output) -> Option<Timestamp> {
+        let held = self.nodes.get(&id).into_iter().flat_map(|node| node.attempts.iter());
+        let leaving: Vec<(AttemptId, Millis, Option<Timestamp>)> = held
             .filter_map(|attempt| {
                 let known = self.attempts.get(attempt)?;
                 let job = self.jobs.get(&attempt.job)?;
-                let requeue = job.spec.on_drain == OnDrain::Requeue;
-                let told_lately =
-                    known.record.stopping.is_some_and(|(since, _)| now.since(since) < limits::DRAIN_ASK_AGAIN);
-                ((overdue || requeue) && !told_lately).then_some((*attempt, job.spec.grace))
+                let goes = overdue || job.spec.on_drain == OnDrain::Requeue;
+                goes.then_some((*attempt, job.spec.grace, known.record.stopping.map(|(since, _)| since)))
             })
             .collect();
-        for (attempt, grace) in &leaving {
-            self.stop_attempt(*attempt, StopReason::Drained, *grace, now, out);
+        let mut again = None;
+        for (attempt, grace, told) in leaving {
+            let due = told.map(|since| since + limits::DRAIN_ASK_AGAIN).filter(|due| *due > now);
+            if due.is_none() {
+                self.stop_attempt(attempt, StopReason::Drained, grace, now, out);
+            }
+            let due = due.unwrap_or(now + limits::DRAIN_ASK_AGAIN);
+            again = Some(again.map_or(due, |again: Timestamp| again.min(due)));
         }
-        overdue || !leaving.is_empty()
+        again
     }
 
     pub(super) fn drain_proved(

@@ -13,6 +13,7 @@ mod reconcile;
 mod restore;
 mod scaling;
 mod session;
+mod timers;
 mod view;
 
 use alloc::{
@@ -25,6 +26,7 @@ use alloc::{
 pub use reconcile::Loss;
 pub use restore::{Damage, Image};
 use serde::{Deserialize, Serialize};
+use timers::{Timer, Timers};
 pub use view::{Blocker, NodeView};
 
 use crate::{
@@ -99,15 +101,6 @@ struct Attempt {
     prefilled: bool,
 }
 
-/// What is due at a time. A timer only says "look again": the state decides.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
-    Node(NodeId),
-    Job(JobId),
-    Pool(PoolName),
-    Prefill(NodeId),
-}
-
 /// The whole state.
 #[derive(Debug, Default)]
 pub struct Fleet {
@@ -120,7 +113,7 @@ pub struct Fleet {
     attempts: BTreeMap<AttemptId, Attempt>,
     queue: Queue,
     indexes: BTreeMap<PoolName, NodeIndex>,
-    timers: BTreeSet<(Timestamp, Timer)>,
+    timers: Timers,
     /// Counts placements, so that equals take turns.
     placements: u64,
     /// The store's last commit before this leader, as the driver told it.
@@ -225,7 +218,7 @@ impl Fleet {
     /// When something is due next.
     #[must_use]
     pub fn next_wake(&self) -> Option<Timestamp> {
-        self.timers.first().map(|(at, _)| *at)
+        self.timers.next()
     }
 
     /// The driver wakes for each timer: one that is long overdue shows that this process was stopped, or
@@ -245,16 +238,12 @@ impl Fleet {
         for (id, node) in &mut self.nodes {
             node.lease_end = leases_end;
             node.heard = now;
-            self.timers.insert((node.lease_end, Timer::Node(*id)));
+            self.timers.set(node.lease_end, Timer::Node(*id));
         }
     }
 
     fn fire_timers(&mut self, now: Timestamp, out: &mut Output) {
-        while let Some((at, timer)) = self.timers.pop_first() {
-            if at > now {
-                self.timers.insert((at, timer));
-                return;
-            }
+        while let Some(timer) = self.timers.pop_due(now) {
             match timer {
                 Timer::Node(node) => {
                     self.unsettled.insert(node);
@@ -268,7 +257,7 @@ impl Fleet {
     }
 
     fn wake_at(&mut self, at: Timestamp, timer: Timer) {
-        self.timers.insert((at, timer));
+        self.timers.set(at, timer);
     }
 
     fn wake_job(&mut self, job: JobId, now: Timestamp, out: &mut Output) {
@@ -323,7 +312,7 @@ impl Fleet {
         for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.spec.delivery == Delivery::Exclusive) {
             if job.fence_again(until) {
                 out.touched.jobs.insert(*id);
-                self.timers.insert((until, Timer::Job(*id)));
+                self.timers.set(until, Timer::Job(*id));
             }
         }
     }

@@ -124,7 +124,7 @@ impl Fleet {
         node.attempts.insert(attempt);
         if prefilled {
             if node.prefilled.is_empty() {
-                self.timers.insert((now + PREFILL_STALE, Timer::Prefill(node_id)));
+                self.timers.set(now + PREFILL_STALE, Timer::Prefill(node_id));
             }
             node.prefilled.push_back(attempt);
         } else {

@@ -140,7 +140,7 @@ impl Fleet {
                 host,
                 template: pool.record.policy.host.clone(),
             });
-            self.timers.insert((now + pool.record.policy.boot_deadline_ms, Timer::Pool(name.clone())));
+            self.timers.set(now + pool.record.policy.boot_deadline_ms, Timer::Pool(name.clone()));
         }
         let change = create + u32::try_from(keep.len()).unwrap_or(0);
         if change > 0 {
@@ -208,7 +208,7 @@ impl Fleet {
                     *state = Host::Deleting { node, told: now };
                     out.touched.pools.insert(name.clone());
                     out.effects.push(Effect::DeleteHost { pool: name.clone(), host: *host, node });
-                    self.timers.insert((now + limits::DELETE_ASK_AGAIN, Timer::Pool(name.clone())));
+                    self.timers.set(now + limits::DELETE_ASK_AGAIN, Timer::Pool(name.clone()));
                 }
                 Host::Requested(_) | Host::Joined(_) | Host::Deleting { .. } => {}
             }
@@ -231,11 +231,11 @@ impl Fleet {
                             host: *host,
                             template: policy.host.clone(),
                         });
-                        self.timers.insert((*since + policy.boot_deadline_ms, Timer::Pool(name.clone())));
+                        self.timers.set(*since + policy.boot_deadline_ms, Timer::Pool(name.clone()));
                     }
                     Host::Deleting { told, .. } => {
                         let due = (*told + limits::DELETE_ASK_AGAIN).max(now);
-                        self.timers.insert((due, Timer::Pool(name.clone())));
+                        self.timers.set(due, Timer::Pool(name.clone()));
                     }
                     Host::Joined(_) => {}
                 }
