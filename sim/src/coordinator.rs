@@ -1,129 +1,501 @@
-//! The simulated coordinator: the real `Fleet`, and the rows that a crash leaves.
-
-use std::collections::BTreeMap;
+//! The coordinators' shell: the real `Fleet`, one batch at a time: apply,
+//! settle, commit under the term, check every promise, and only then act. It
+//! may die or be stopped at each of these steps.
 
 use muster_core::{
-    effect::{AttemptRecord, Effect, Touched},
+    effect::Effect,
     event::Event,
-    fleet::{Fleet, Image, Meta, Output},
-    ids::{AttemptId, JobId, NodeId, PoolName, Term},
-    job::JobRecord,
-    node::NodeRecord,
-    pool::PoolRecord,
-    time::Timestamp,
+    fleet::{Fleet, Output},
+    host::StartOrder,
+    ids::{AttemptId, Epoch, Term},
+    leadership::{self, Leadership},
+    limits,
+    spec::Delivery,
+    time::{Millis, Timestamp},
 };
 
-use crate::truth::Violation;
+use crate::{agenda::Action, coverage::event_name, setup::Fault, truth::Violation, world::World};
 
-/// The committed rows.
-#[derive(Debug, Default)]
-struct Rows {
-    meta: Meta,
-    jobs: BTreeMap<JobId, JobRecord>,
-    nodes: BTreeMap<NodeId, NodeRecord>,
-    pools: BTreeMap<PoolName, PoolRecord>,
-    attempts: BTreeMap<AttemptId, AttemptRecord>,
-}
+/// One coordinator process.
+#[derive(Debug)]
+pub struct Member {
+    /// Counts its processes; what an older one planned does not happen.
+    pub life: u64,
+    pub role: Role,
+    clock: Clock,
+    /// Its machine's wall clock is off by this much.
+    pub wall_offset: i64,
+    pub paused_until: Timestamp,
 
-/// When in a batch the coordinator dies, if it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Death {
-    /// Nothing of the batch is kept.
-    BeforeCommit,
-    /// All of it is kept, none of it was acted on.
-    AfterCommit,
+    /// A commit takes until then.
+    busy_until: Timestamp,
+    /// It does not reach the store before then.
+    pub cut_from_store: Timestamp,
+    /// What came while it could not look.
+    inbox: Vec<Event>,
+    wakes_at: Option<Timestamp>,
+    /// The leader's row as a standby saw it last, and since when.
+    seen: (u64, u64),
+    seen_since: Timestamp,
 }
 
 #[derive(Debug)]
-pub struct Coordinator {
-    rows: Rows,
-    /// None while it is down.
-    fleet: Option<Fleet>,
-    term: u64,
+pub enum Role {
+    Down,
+    Standby,
+    Leads(Box<Leader>),
 }
 
-impl Coordinator {
-    pub fn new() -> Self {
-        Self { rows: Rows::default(), fleet: None, term: 0 }
+#[derive(Debug)]
+pub struct Leader {
+    pub fleet: Fleet,
+    pub term: u64,
+    pub leadership: Leadership,
+}
+
+/// Starts at the wall clock's time or past the last stored one, then runs at its own pace.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    base: Timestamp,
+    from: Timestamp,
+    /// Thousandths that it runs fast.
+    drift: i64,
+}
+
+impl Clock {
+    fn at(self, now: Timestamp) -> Timestamp {
+        let passed = now.since(self.from).0.cast_signed();
+        Timestamp(self.base.0 + (passed + passed * self.drift / 1_000).cast_unsigned())
     }
 
-    pub const fn fleet(&self) -> Option<&Fleet> {
-        self.fleet.as_ref()
+    /// When it shows this.
+    fn when(self, shown: Timestamp) -> Timestamp {
+        let passed = shown.since(self.base).0.cast_signed();
+        Timestamp(self.from.0 + (passed * 1_000 / (1_000 + self.drift)).cast_unsigned() + 1)
+    }
+}
+
+/// Where in a batch the process dies or stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Point {
+    BeforeCommit,
+    AfterCommit,
+    AfterEffects(usize),
+    Stopped(Millis),
+}
+
+impl Member {
+    pub fn new(drift: i64) -> Self {
+        Self {
+            life: 0,
+            role: Role::Down,
+            clock: Clock { base: Timestamp(0), from: Timestamp(0), drift },
+            wall_offset: 0,
+            paused_until: Timestamp(0),
+            busy_until: Timestamp(0),
+            cut_from_store: Timestamp(0),
+            inbox: Vec::new(),
+            wakes_at: None,
+            seen: (0, 0),
+            seen_since: Timestamp(0),
+        }
     }
 
-    pub fn start(&mut self, now: Timestamp) -> Result<Vec<Effect>, Violation> {
-        let image = Image {
-            meta: self.rows.meta.clone(),
-            jobs: self.rows.jobs.clone().into_iter().collect(),
-            nodes: self.rows.nodes.clone().into_iter().collect(),
-            pools: self.rows.pools.clone().into_iter().collect(),
-            attempts: self.rows.attempts.clone().into_iter().collect(),
-        };
-        let fleet =
-            Fleet::restore(image).map_err(|damage| Violation { promise: "FL-1", detail: damage.to_string() })?;
-        self.fleet = Some(fleet);
-        self.term += 1;
-        Ok(self.step(vec![Event::Led { term: Term(self.term) }], now, None))
+    pub fn leader(&self) -> Option<&Leader> {
+        match &self.role {
+            Role::Leads(leader) => Some(leader),
+            Role::Down | Role::Standby => None,
+        }
     }
 
-    pub fn stop(&mut self) {
-        self.fleet = None;
+    pub fn fleet(&self) -> Option<&Fleet> {
+        self.leader().map(|leader| &leader.fleet)
     }
 
-    /// One batch: apply, settle, commit, and only then the effects.
-    pub fn step(&mut self, events: Vec<Event>, now: Timestamp, death: Option<Death>) -> Vec<Effect> {
-        let Some(fleet) = &mut self.fleet else { return Vec::new() };
+    pub fn term(&self) -> u64 {
+        self.leader().map_or(0, |leader| leader.term)
+    }
+
+    /// Its own clock.
+    pub fn time(&self, now: Timestamp) -> Timestamp {
+        self.clock.at(now)
+    }
+
+    /// It is stopped until then.
+    pub fn pause(&mut self, until: Timestamp) {
+        self.paused_until = self.paused_until.max(until);
+    }
+
+    /// It would take a call now.
+    pub fn answers(&self, now: Timestamp) -> bool {
+        self.leader().is_some() && self.paused_until <= now
+    }
+}
+
+impl World {
+    /// The leader that takes a call now, if there is one.
+    pub(crate) fn serving(&self) -> Option<usize> {
+        (0..self.members.len()).filter(|member| self.members[*member].answers(self.now)).max_by_key(|member| {
+            // A stopped leader that was just continued does not know yet that another leads.
+            self.members[*member].term()
+        })
+    }
+
+    pub(crate) fn start_member(&mut self, member: usize) -> Result<(), Violation> {
+        if !matches!(self.members[member].role, Role::Down) {
+            return Ok(());
+        }
+        let wall = (self.now.0.cast_signed() + self.members[member].wall_offset).max(0).cast_unsigned();
+        let last = self.store.last;
+        let is_alone = self.members.len() == 1;
+        let known = &mut self.members[member];
+        known.life += 1;
+        known.role = Role::Standby;
+        known.clock.base = Timestamp(wall.max(last.0 + 1));
+        known.clock.from = self.now;
+        known.busy_until = self.now;
+        known.wakes_at = None;
+        known.inbox.clear();
+        known.seen_since = known.clock.at(self.now);
+        known.seen = (u64::MAX, 0);
+        if is_alone {
+            // An embedded store: its lock is the leadership.
+            return self.lead(member, Leadership::locked());
+        }
+        let life = known.life;
+        self.after(0, 500, Action::Leadership { member, life });
+        Ok(())
+    }
+
+    fn lead(&mut self, member: usize, leadership: Leadership) -> Result<(), Violation> {
+        let term = self.store.leader.term + 1;
+        self.store.leader.term = term;
+        self.store.leader.renewals += 1;
+        let fleet = Fleet::restore(self.store.image()).map_err(|damage| Violation::new("FL-1", damage.to_string()))?;
+        let known = &mut self.members[member];
+        // Another machine's clock may have been ahead of ours when it stored last.
+        let shown = known.clock.at(self.now).max(Timestamp(self.store.last.0 + 1));
+        known.clock.base = shown;
+        known.clock.from = self.now;
+        // What is stored as a time of day moves with a clock that was set between two leaders.
+        let passed = self.now.since(self.store.last_really);
+        let jumped = shown.since(self.store.last).0 > passed.0 * 11 / 10 + 5_000;
+        self.truth.led(self.now, jumped);
+        known.role = Role::Leads(Box::new(Leader { fleet, term, leadership }));
+        self.count("coordinator", "led");
+        self.step(member, vec![Event::Led { term: Term(term) }])
+    }
+
+    /// A standby looks at the row, a leader renews it.
+    pub(crate) fn look_at_leadership(&mut self, member: usize, life: u64) -> Result<(), Violation> {
+        if self.members[member].life != life || matches!(self.members[member].role, Role::Down) {
+            return Ok(());
+        }
+        if self.members[member].paused_until > self.now {
+            self.at(self.members[member].paused_until, Action::Leadership { member, life });
+            return Ok(());
+        }
+        let is_cut = self.members[member].cut_from_store > self.now;
+        if self.members[member].leader().is_some() {
+            let sent = self.members[member].time(self.now);
+            if !is_cut {
+                let latency = self.store_latency();
+                self.at(self.now + latency, Action::Renewed { member, life, sent });
+            }
+            self.at(self.now + limits::LEADERSHIP_RENEWAL, Action::Leadership { member, life });
+            return Ok(());
+        }
+        self.after(300, 700, Action::Leadership { member, life });
+        if is_cut {
+            return Ok(());
+        }
+        let row = (self.store.leader.term, self.store.leader.renewals);
+        let time = self.members[member].time(self.now);
+        let known = &mut self.members[member];
+        if known.seen != row {
+            known.seen = row;
+            known.seen_since = time;
+        } else if time.since(known.seen_since) >= leadership::takeover_after() {
+            self.count("coordinator", "took over");
+            return self.lead(member, Leadership::taken(time));
+        }
+        Ok(())
+    }
+
+    /// The renewal's transaction: refused if another leads by now.
+    pub(crate) fn renewed(&mut self, member: usize, life: u64, sent: Timestamp) {
+        let row = self.store.leader.term;
+        let known = &mut self.members[member];
+        let Role::Leads(leader) = &mut known.role else { return };
+        if known.life != life {
+            return;
+        }
+        if leader.term == row {
+            self.store.leader.renewals += 1;
+            leader.leadership.renewed(sent);
+        } else if known.paused_until <= self.now {
+            self.step_down(member);
+        }
+    }
+
+    /// Another leads: nothing of what is in memory counts.
+    fn step_down(&mut self, member: usize) {
+        self.count("coordinator", "stepped down");
+        self.close_streams_of(member);
+        let known = &mut self.members[member];
+        known.role = Role::Standby;
+        known.inbox.clear();
+        known.life += 1;
+        known.seen = (u64::MAX, 0);
+        known.seen_since = known.clock.at(self.now);
+        let life = known.life;
+        self.after(0, 500, Action::Leadership { member, life });
+    }
+
+    pub(crate) fn kill_member(&mut self, member: usize) {
+        if matches!(self.members[member].role, Role::Down) {
+            return;
+        }
+        self.close_streams_of(member);
+        let known = &mut self.members[member];
+        known.role = Role::Down;
+        known.life += 1;
+        known.inbox.clear();
+        known.paused_until = self.now;
+        let patience = if self.rng.chance(100) { 60_000 } else { 12_000 };
+        self.after(200, patience, Action::MemberStarts { member });
+    }
+
+    fn store_latency(&mut self) -> Millis {
+        if self.store.slow_until > self.now { Millis(self.rng.between(20, 4_000)) } else { Millis(1) }
+    }
+
+    /// Something for this coordinator: now, or with all else that came meanwhile.
+    pub(crate) fn tell(&mut self, member: usize, event: Event) -> Result<(), Violation> {
+        let known = &mut self.members[member];
+        if known.leader().is_none() {
+            return Ok(());
+        }
+        let free = known.paused_until.max(known.busy_until);
+        if free > self.now {
+            known.inbox.push(event);
+            self.wake_member(member, free);
+            return Ok(());
+        }
+        self.step(member, vec![event])
+    }
+
+    fn wake_member(&mut self, member: usize, at: Timestamp) {
+        let known = &mut self.members[member];
+        if known.wakes_at.is_none_or(|wakes| at < wakes || wakes < self.now) {
+            known.wakes_at = Some(at);
+            let life = known.life;
+            self.at(at, Action::MemberWakes { member, life });
+        }
+    }
+
+    pub(crate) fn wake(&mut self, member: usize, life: u64) -> Result<(), Violation> {
+        let known = &mut self.members[member];
+        if known.life != life || known.leader().is_none() {
+            return Ok(());
+        }
+        // An earlier wake-up took its place.
+        if known.wakes_at.is_none_or(|wakes| wakes > self.now) {
+            return Ok(());
+        }
+        known.wakes_at = None;
+        let free = known.paused_until.max(known.busy_until);
+        if free > self.now {
+            self.wake_member(member, free);
+            return Ok(());
+        }
+        let mut events = std::mem::take(&mut known.inbox);
+        events.insert(0, Event::Tick);
+        self.step(member, events)
+    }
+
+    /// Where this batch is interrupted, if it is.
+    fn interruption(&mut self) -> Option<Point> {
+        if self.occurs(Fault::DiesBeforeCommit, 1) {
+            return Some(Point::BeforeCommit);
+        }
+        if self.occurs(Fault::DiesAfterCommit, 1) {
+            return Some(Point::AfterCommit);
+        }
+        if self.occurs(Fault::DiesBetweenEffects, 1) {
+            return Some(Point::AfterEffects(usize::try_from(self.rng.between(1, 4)).unwrap_or(1)));
+        }
+        if self.occurs(Fault::PausedAfterCommit, 1) {
+            return Some(Point::Stopped(Millis(self.rng.between(500, 40_000))));
+        }
+        None
+    }
+
+    /// The order that every promise stands on: decide, persist, then act.
+    pub(crate) fn step(&mut self, member: usize, events: Vec<Event>) -> Result<(), Violation> {
+        let interruption = if self.rng.chance(100) { self.interruption() } else { None };
+        let time = self.members[member].time(self.now);
+        let is_full = self.store.full_until > self.now;
+        let Role::Leads(leader) = &mut self.members[member].role else { return Ok(()) };
+        // What was due long ago shows that this process was stopped: it knows nothing of what it did not hear.
+        let overdue = leader.fleet.next_wake().map_or(Millis(0), |due| time.since(due));
+        if overdue >= limits::ABSENCE && leader.term == self.store.leader.term {
+            self.truth.awake(self.now);
+        }
         let mut out = Output::default();
         for event in events {
-            fleet.apply(event, now, &mut out);
+            self.coverage.event(event_name(&event));
+            // With the reserve alone, ends, cancels and drains are written, and new work is refused at the edge.
+            if is_full && matches!(event, Event::Submit { .. }) {
+                self.coverage.count("denied", "the store is full");
+                continue;
+            }
+            self.truth.hear(&event);
+            leader.fleet.apply(event, time, &mut out);
         }
-        fleet.settle(now, &mut out);
-        if death == Some(Death::BeforeCommit) {
-            self.stop();
-            return Vec::new();
+        leader.fleet.settle(time, &mut out);
+        if interruption == Some(Point::BeforeCommit) {
+            self.kill_member(member);
+            return Ok(());
         }
-        self.rows.commit(fleet, &out.touched);
-        if death == Some(Death::AfterCommit) {
-            self.stop();
-            return Vec::new();
+        let writes = !out.touched.is_empty();
+        if writes && (leader.term != self.store.leader.term || self.members[member].cut_from_store > self.now) {
+            // The transaction is refused, or its outcome is not known: either way, start again from the rows.
+            if self.members.len() > 1 {
+                self.step_down(member);
+            } else {
+                self.kill_member(member);
+            }
+            return Ok(());
         }
-        out.effects
+        self.trace_batch(&out);
+        let known = &self.members[member];
+        let Role::Leads(leader) = &known.role else { return Ok(()) };
+        if writes {
+            self.truth.committing(&leader.fleet, &out, &self.store, &mut self.coverage)?;
+            self.store.commit(&leader.fleet, &out.touched, time);
+            self.store.last_really = self.now;
+            for job in out.touched.accepted.keys() {
+                if let Some(row) = self.store.job(*job) {
+                    self.jobs.note_poison(*job, &row.key);
+                }
+            }
+        }
+        self.truth.check(&leader.fleet, &out, &self.store, &self.hosts, self.now, time)?;
+        self.batches += 1;
+        if self.batches.is_multiple_of(FULL_CHECK_EVERY) && leader.term == self.store.leader.term {
+            muster_core::invariants::check(&leader.fleet)
+                .map_err(|broken| Violation::new(broken.promise, broken.detail))?;
+            self.store.check_equals(&leader.fleet)?;
+        }
+        self.follow_up(member, writes, out.effects, interruption)
+    }
+
+    fn follow_up(
+        &mut self,
+        member: usize,
+        writes: bool,
+        effects: Vec<Effect>,
+        interruption: Option<Point>,
+    ) -> Result<(), Violation> {
+        let life = self.members[member].life;
+        let latency = if writes { self.store_latency() } else { Millis(0) };
+        let mut at = self.now;
+        match interruption {
+            Some(Point::AfterCommit) => {
+                self.kill_member(member);
+                return Ok(());
+            }
+            Some(Point::AfterEffects(count)) => {
+                for effect in effects.into_iter().take(count) {
+                    self.carry_out(member, effect)?;
+                }
+                self.kill_member(member);
+                return Ok(());
+            }
+            Some(Point::Stopped(span)) => {
+                self.members[member].pause(self.now + span);
+                at = self.now + span;
+            }
+            Some(Point::BeforeCommit) | None => {}
+        }
+        if latency > Millis(1) {
+            at = at.max(self.now + latency);
+        }
+        if at > self.now {
+            let known = &mut self.members[member];
+            known.busy_until = at;
+            self.at(at, Action::Effects { member, life, effects });
+        } else {
+            for effect in effects {
+                self.carry_out(member, effect)?;
+            }
+        }
+        if let Some(due) = self.members[member].fleet().and_then(Fleet::next_wake) {
+            let due = self.members[member].clock.when(due).max(self.now).max(at);
+            self.wake_member(member, due);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn carry_out_late(&mut self, member: usize, life: u64, effects: Vec<Effect>) -> Result<(), Violation> {
+        if self.members[member].life != life {
+            return Ok(());
+        }
+        for effect in effects {
+            self.carry_out(member, effect)?;
+        }
+        let at = self.now;
+        self.wake_member(member, at);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, member: usize, effect: Effect) -> Result<(), Violation> {
+        match effect {
+            Effect::Reply { request, reply } => return self.answer(request, reply),
+            Effect::CreateHost { pool, host, .. } => {
+                self.create_host(pool, host);
+                return Ok(());
+            }
+            Effect::DeleteHost { pool, host, .. } => {
+                self.delete_host(pool, host);
+                return Ok(());
+            }
+            Effect::GrantLease { .. } => {
+                let time = self.members[member].time(self.now);
+                let Some(leader) = self.members[member].leader() else { return Ok(()) };
+                if !leader.leadership.holds(time) {
+                    self.count("coordinator", "withheld a lease");
+                    return Ok(());
+                }
+            }
+            Effect::Welcome { .. }
+            | Effect::Start { .. }
+            | Effect::Stop { .. }
+            | Effect::Acknowledge { .. }
+            | Effect::Recall { .. }
+            | Effect::AskDrained { .. }
+            | Effect::Release { .. }
+            | Effect::Reopen { .. }
+            | Effect::CloseSession { .. } => {}
+        }
+        if let Some((session, message)) = self.message_of(member, effect) {
+            self.send(session, message);
+        }
+        Ok(())
+    }
+
+    /// What the coordinator's driver adds to the order from the job's body.
+    pub(crate) fn order_for(&self, attempt: AttemptId, epoch: Epoch) -> StartOrder {
+        let spec = self.store.job(attempt.job).map(|job| &job.spec);
+        StartOrder {
+            attempt,
+            epoch,
+            request: spec.map(|spec| spec.request).unwrap_or_default(),
+            exclusive: spec.is_some_and(|spec| spec.delivery == Delivery::Exclusive),
+        }
     }
 }
 
-impl Rows {
-    fn commit(&mut self, fleet: &Fleet, touched: &Touched) {
-        if touched.meta {
-            self.meta = fleet.meta().clone();
-        }
-        for id in &touched.jobs {
-            if let Some(job) = fleet.job(*id) {
-                let mut row = job.clone();
-                // As a stored row, it has no live attempts of its own.
-                row.live.clear();
-                self.jobs.insert(*id, row);
-            }
-        }
-        for id in &touched.nodes {
-            match fleet.node(*id) {
-                Some(node) => self.nodes.insert(*id, node.clone()),
-                None => self.nodes.remove(id),
-            };
-        }
-        for name in &touched.pools {
-            if let Some(pool) = fleet.pool(name) {
-                self.pools.insert(name.clone(), pool.clone());
-            }
-        }
-        for id in &touched.withdrawn {
-            self.attempts.remove(id);
-        }
-        for (id, attempt) in &touched.attempts {
-            if attempt.ended.is_some() {
-                self.attempts.remove(id);
-            } else {
-                self.attempts.insert(*id, attempt.clone());
-            }
-        }
-    }
-}
+/// A look at the whole state; between two of them what a batch touched is looked at.
+const FULL_CHECK_EVERY: u64 = 512;

@@ -1,164 +1,383 @@
-//! A simulated host: the real `Host` as its agent, and a spawner with processes.
+//! A simulated host: the real `Host` as its agent's rules, with the agent's
+//! shell round it. The agent may die or be stopped between any two effects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_core::{
     effect::StopReason,
-    end::End,
-    event::{DrainThen, Held, Hello},
-    host::{Adopted, AdoptedPhase, Boottime, Host, HostEffect, HostEvent, StartOrder, Verdict},
-    ids::{AttemptId, Epoch, NodeId, Revision, SessionId},
+    event::{DrainThen, Hello},
+    host::{Adopted, AdoptedPhase, Boottime, Host, HostEffect, HostEvent, SpawnerId, StartOrder, Verdict},
+    ids::{AttemptId, HostRequestId, NodeId, PoolName, Revision, SessionId},
     resources::Resources,
-    time::Timestamp,
+    time::{Millis, Timestamp},
 };
 
-/// A process, or what the spawner keeps of it.
+use crate::{
+    agenda::Action,
+    network::{Link, Report},
+    setup::Fault,
+    truth::Violation,
+    world::World,
+};
+
+/// What the spawner keeps of an attempt.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     pub order: StartOrder,
+    /// The agent's note.
     pub stopping: Option<StopReason>,
-    /// None: it runs.
+    /// None: something of it runs.
     pub verdict: Option<Verdict>,
-}
-
-/// What the agent says to the coordinator.
-#[derive(Clone, Debug)]
-pub enum Report {
-    Hello(Box<Hello>),
-    Heartbeat { sequence: u64, held: Vec<Held> },
-    Started(AttemptId, Epoch),
-    Ended(AttemptId, Epoch, End),
-    GivenBack(Vec<AttemptId>),
-    Proved(Revision),
-    Refused(Revision, String),
-}
-
-/// What a host asks of the world.
-#[derive(Clone, Debug)]
-pub enum Wish {
-    Say(Report),
-    /// User code begins.
-    Begin(AttemptId),
-    /// SIGTERM was sent: it will end by that.
-    Terminate(AttemptId),
-    /// Collect outputs and logs.
-    Seal(AttemptId),
-    /// Write the closure to the disk.
-    Persist(Option<Revision>),
-    /// Connect to the spawner anew.
-    List,
-    /// The spawner's lease timer moves.
-    Lease(Boottime),
-    Leave(DrainThen),
+    /// Its main process is over, and what it left behind runs.
+    pub is_leaving: bool,
 }
 
 #[derive(Debug)]
 pub struct SimHost {
     pub name: String,
-    pub node: NodeId,
+    pub pool: PoolName,
+    /// The provider's request that it came from.
+    pub request: Option<HostRequestId>,
+    pub key: [u8; 32],
+    pub instance: String,
+    /// By its certificate; none: it has to enrol.
+    pub node: Option<NodeId>,
     pub capacity: Resources,
+
     /// None while the agent is down.
     pub agent: Option<Host>,
+    /// On disk.
     pub agent_start: u64,
-    pub boot: u64,
-    pub spawner: u64,
+    /// On disk.
+    pub closed_for: Option<Revision>,
+    /// On disk: it was released, and stays down.
+    pub left: bool,
+    pub agent_paused: Timestamp,
+    /// The spawner that the agent is connected to; what it says to a dead one is lost.
+    talks_to: u64,
+    /// What the agent is to run, lost with it.
+    orders: BTreeMap<AttemptId, StartOrder>,
     /// The stream as this side sees it.
     pub session: Option<SessionId>,
+    pub is_welcome: bool,
     pub sequence: u64,
+    pub answered: Timestamp,
+    /// Counts its calls: it tries its coordinators in turn.
+    pub dial: usize,
+    pub link: Link,
+
+    pub boot: u64,
+    /// Which life of the spawner.
+    pub spawner: u64,
     pub sandboxes: BTreeMap<AttemptId, Sandbox>,
-    pub closed_for: Option<Revision>,
+    /// Ids that this life of the spawner has accepted.
+    pub accepted: BTreeSet<AttemptId>,
     /// The spawner's own lease timer.
     pub lease: Boottime,
-    pub left: bool,
-    pub partitioned_until: Timestamp,
+    /// The socket between agent and spawner keeps its order.
+    socket_at: Timestamp,
+    disk_at: Timestamp,
+
+    pub disk_full: Timestamp,
+    pub disk_slow: Timestamp,
+    pub black_hole: Timestamp,
+    pub unkillable: Timestamp,
+    /// The machine does not exist any more.
+    pub is_gone: bool,
+    /// It is a copy of another's disk.
+    pub is_clone: bool,
     /// Its clock runs this many thousandths fast.
-    pub drift: i64,
-    pub clock_offset: u64,
+    drift: i64,
+    clock_offset: u64,
+    booted: Timestamp,
 }
 
 impl SimHost {
+    pub fn new(name: String, pool: PoolName, capacity: Resources, drift: i64, clock_offset: u64) -> Self {
+        let mut key = [0; 32];
+        for (at, byte) in name.bytes().take(32).enumerate() {
+            key[at] = byte;
+        }
+        Self {
+            instance: name.clone(),
+            name,
+            pool,
+            request: None,
+            key,
+            node: None,
+            capacity,
+            agent: None,
+            agent_start: 0,
+            closed_for: None,
+            left: false,
+            agent_paused: Timestamp(0),
+            talks_to: 0,
+            orders: BTreeMap::new(),
+            session: None,
+            is_welcome: false,
+            sequence: 0,
+            answered: Timestamp(0),
+            dial: 0,
+            link: Link::default(),
+            boot: 1,
+            spawner: 1,
+            sandboxes: BTreeMap::new(),
+            accepted: BTreeSet::new(),
+            lease: Boottime(0),
+            socket_at: Timestamp(0),
+            disk_at: Timestamp(0),
+            disk_full: Timestamp(0),
+            disk_slow: Timestamp(0),
+            black_hole: Timestamp(0),
+            unkillable: Timestamp(0),
+            is_gone: false,
+            is_clone: false,
+            drift,
+            clock_offset,
+            booted: Timestamp(0),
+        }
+    }
+
+    /// Another machine with a copy of this one's disk.
+    pub fn clone_of(&self, boot: u64, now: Timestamp) -> Self {
+        let mut copy = Self::new(self.name.clone(), self.pool.clone(), self.capacity, self.drift, 0);
+        copy.request = self.request;
+        copy.node = self.node;
+        copy.agent_start = self.agent_start;
+        copy.closed_for = self.closed_for;
+        copy.left = self.left;
+        copy.boot = boot;
+        copy.spawner = boot;
+        copy.booted = now;
+        copy.is_clone = true;
+        copy
+    }
+
+    pub fn boot_id(&self) -> String {
+        format!("boot-{}", self.boot)
+    }
+
     /// This host's CLOCK_BOOTTIME.
     pub fn boottime(&self, now: Timestamp) -> Boottime {
-        let elapsed = i64::try_from(now.0).unwrap_or(i64::MAX);
-        Boottime(self.clock_offset + u64::try_from(elapsed + elapsed * self.drift / 1_000).unwrap_or(0))
+        let elapsed = now.since(self.booted).0.cast_signed();
+        Boottime(self.clock_offset + (elapsed + elapsed * self.drift / 1_000).cast_unsigned())
     }
 
     /// When this host's clock shows `deadline`.
     pub fn when(&self, deadline: Boottime) -> Timestamp {
-        let shown = i64::try_from(deadline.0.saturating_sub(self.clock_offset)).unwrap_or(i64::MAX);
-        Timestamp(u64::try_from(shown * 1_000 / (1_000 + self.drift) + 1).unwrap_or(0))
+        let shown = deadline.0.saturating_sub(self.clock_offset).cast_signed();
+        self.booted + Millis((shown * 1_000 / (1_000 + self.drift) + 1).cast_unsigned())
     }
 
-    /// A new agent process: it knows only what the disk and the spawner tell.
-    pub fn start_agent(&mut self, now: Timestamp) -> Vec<Wish> {
-        self.agent_start += 1;
-        self.agent = Some(Host::new(self.capacity, self.closed_for));
-        self.session = None;
-        self.list(now)
+    pub fn reboot(&mut self, now: Timestamp) {
+        // Never a number that a copy has had.
+        self.boot += 1_000;
+        self.clock_offset = 0;
+        self.booted = now;
+        self.lease = Boottime(0);
+        self.unkillable = Timestamp(0);
     }
 
-    /// The spawner lists all that it holds.
-    pub fn list(&mut self, now: Timestamp) -> Vec<Wish> {
-        let held = self
-            .sandboxes
-            .values()
-            .map(|sandbox| Adopted {
-                order: sandbox.order,
-                phase: sandbox.verdict.clone().map_or(AdoptedPhase::Running, AdoptedPhase::Ended),
-                stopping: sandbox.stopping,
-            })
-            .collect();
-        let mut spawner = [0; 16];
-        spawner[..8].copy_from_slice(&self.spawner.to_le_bytes());
-        self.apply(HostEvent::SpawnerListed { spawner, held }, now)
-    }
-
-    pub fn hello(&self) -> Report {
+    pub fn hello(&self) -> Hello {
         let held = self.agent.as_ref().map(|agent| agent.held().collect()).unwrap_or_default();
-        Report::Hello(Box::new(Hello {
-            boot_id: format!("boot-{}", self.boot),
+        Hello {
+            boot_id: self.boot_id(),
             agent_start: self.agent_start,
-            instance: self.name.clone(),
+            instance: self.instance.clone(),
             capacity: self.capacity,
             labels: BTreeMap::new(),
             fences: std::iter::once("lease.timer".to_owned()).collect(),
             held,
-            closed_for_drain: self.closed_for.unwrap_or_default(),
+            closed_for_drain: self.agent.as_ref().and_then(Host::closed_for).unwrap_or_default(),
             version: "simulated".into(),
-        }))
-    }
-
-    /// Tells the agent, carries out what is local, and returns the rest.
-    pub fn apply(&mut self, event: HostEvent, now: Timestamp) -> Vec<Wish> {
-        let boottime = self.boottime(now);
-        let Some(agent) = &mut self.agent else { return Vec::new() };
-        let effects = agent.apply(event, boottime);
-        effects.into_iter().filter_map(|effect| self.carry_out(effect)).collect()
-    }
-
-    fn carry_out(&mut self, effect: HostEffect) -> Option<Wish> {
-        match effect {
-            HostEffect::Start { attempt } => Some(Wish::Begin(attempt)),
-            HostEffect::Stop { attempt, reason, .. } => {
-                let sandbox = self.sandboxes.get_mut(&attempt)?;
-                sandbox.stopping.get_or_insert(reason);
-                Some(Wish::Terminate(attempt))
-            }
-            HostEffect::Seal { attempt } => Some(Wish::Seal(attempt)),
-            HostEffect::ReportStarted { attempt, epoch } => Some(Wish::Say(Report::Started(attempt, epoch))),
-            HostEffect::ReportEnded { attempt, epoch, end } => Some(Wish::Say(Report::Ended(attempt, epoch, end))),
-            HostEffect::Forget { attempt } => {
-                self.sandboxes.remove(&attempt);
-                None
-            }
-            HostEffect::GiveBack { attempts } => Some(Wish::Say(Report::GivenBack(attempts))),
-            HostEffect::RenewLease { deadline } => Some(Wish::Lease(deadline)),
-            HostEffect::PersistClosure { revision } => Some(Wish::Persist(revision)),
-            HostEffect::ListSpawner => Some(Wish::List),
-            HostEffect::ProveDrained { revision } => Some(Wish::Say(Report::Proved(revision))),
-            HostEffect::RefuseDrain { revision, reason } => Some(Wish::Say(Report::Refused(revision, reason))),
-            HostEffect::Release { then } => Some(Wish::Leave(then)),
-            HostEffect::Ignore { .. } => None,
         }
+    }
+
+    fn spawner_id(&self) -> SpawnerId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.spawner.to_le_bytes());
+        id
+    }
+
+    /// All that the spawner holds.
+    fn list(&self) -> HostEvent {
+        let held = self.sandboxes.values().map(|sandbox| Adopted {
+            order: sandbox.order,
+            phase: sandbox.verdict.clone().map_or(AdoptedPhase::Running, AdoptedPhase::Ended),
+            stopping: sandbox.stopping,
+        });
+        HostEvent::SpawnerListed { spawner: self.spawner_id(), held: held.collect() }
+    }
+}
+
+impl World {
+    /// A new agent process: it knows only what the disk and the spawner tell.
+    pub(crate) fn start_agent(&mut self, host: usize) -> Result<(), Violation> {
+        let known = &mut self.hosts[host];
+        if known.agent.is_some() || known.left || known.is_gone {
+            return Ok(());
+        }
+        known.agent_start += 1;
+        known.agent = Some(Host::new(known.capacity, known.closed_for));
+        known.orders.clear();
+        known.session = None;
+        known.agent_paused = self.now;
+        known.talks_to = known.spawner;
+        let listed = known.list();
+        self.after(0, 200, Action::Connect { host });
+        self.apply(host, listed)
+    }
+
+    pub(crate) fn list(&mut self, host: usize, agent_start: u64) -> Result<(), Violation> {
+        if self.hosts[host].agent_start != agent_start {
+            return Ok(());
+        }
+        let known = &mut self.hosts[host];
+        known.talks_to = known.spawner;
+        let listed = known.list();
+        self.apply(host, listed)
+    }
+
+    pub(crate) fn kill_agent(&mut self, host: usize) {
+        if let Some(session) = self.hosts[host].session {
+            self.leave_stream(host, session);
+        }
+        self.hosts[host].agent = None;
+        self.after(200, 30_000, Action::AgentStarts { host });
+    }
+
+    /// The spawner's word reaches the agent, unless it is down: then the next one gets it from the list.
+    pub(crate) fn tell_agent(&mut self, host: usize, event: HostEvent) -> Result<(), Violation> {
+        let known = &self.hosts[host];
+        if known.agent_paused > self.now {
+            let agent_start = known.agent_start;
+            self.at(known.agent_paused, Action::ToAgent { host, agent_start, event });
+            return Ok(());
+        }
+        self.apply(host, event)
+    }
+
+    /// Tells the agent's rules, and carries out what they ask.
+    pub(crate) fn apply(&mut self, host: usize, event: HostEvent) -> Result<(), Violation> {
+        if let HostEvent::StartOrdered(order) = &event {
+            self.hosts[host].orders.insert(order.attempt, *order);
+        }
+        let boottime = self.hosts[host].boottime(self.now);
+        let Some(agent) = &mut self.hosts[host].agent else { return Ok(()) };
+        let effects = agent.apply(event, boottime);
+        for effect in effects {
+            if self.occurs(Fault::AgentDiesBetween, 1) {
+                self.kill_agent(host);
+                return Ok(());
+            }
+            self.follow(host, effect)?;
+        }
+        Ok(())
+    }
+
+    /// The socket to the spawner takes up to some milliseconds, in order.
+    fn socket(&mut self, host: usize) -> Timestamp {
+        let delay = Millis(self.rng.between(0, 4));
+        let known = &mut self.hosts[host];
+        known.socket_at = known.socket_at.max(self.now + delay);
+        known.socket_at
+    }
+
+    fn disk(&mut self, host: usize) -> Timestamp {
+        let slow = self.hosts[host].disk_slow > self.now;
+        let delay = Millis(if slow { self.rng.between(100, 6_000) } else { self.rng.between(0, 20) });
+        let known = &mut self.hosts[host];
+        known.disk_at = known.disk_at.max(self.now + delay);
+        known.disk_at
+    }
+
+    fn follow(&mut self, host: usize, effect: HostEffect) -> Result<(), Violation> {
+        let (spawner, agent_start) = (self.hosts[host].talks_to, self.hosts[host].agent_start);
+        match effect {
+            HostEffect::Start { attempt } => {
+                let Some(order) = self.hosts[host].orders.get(&attempt).copied() else { return Ok(()) };
+                self.truth.handed(attempt);
+                let at = self.socket(host);
+                self.at(at, Action::Spawn { host, spawner, order });
+            }
+            HostEffect::Stop { attempt, reason, grace } => {
+                let at = self.socket(host);
+                self.at(at, Action::Terminate { host, spawner, attempt, reason, grace });
+            }
+            HostEffect::Seal { attempt } => {
+                let output_lost = self.hosts[host].disk_full > self.now;
+                let at = self.disk(host);
+                let event = HostEvent::Sealed { attempt, output_lost };
+                self.at(at, Action::ToAgent { host, agent_start, event });
+            }
+            HostEffect::ReportStarted { attempt, epoch } => self.say(host, Report::Started(attempt, epoch)),
+            HostEffect::ReportEnded { attempt, epoch, end } => {
+                self.coverage.count("end reported", crate::coverage::end_name(&end));
+                self.say(host, Report::Ended(attempt, epoch, Box::new(end)));
+            }
+            HostEffect::Forget { attempt } => {
+                self.hosts[host].orders.remove(&attempt);
+                self.hosts[host].sandboxes.remove(&attempt);
+            }
+            HostEffect::GiveBack { attempts } => {
+                for attempt in &attempts {
+                    self.hosts[host].orders.remove(attempt);
+                }
+                self.say(host, Report::GivenBack(attempts));
+            }
+            HostEffect::RenewLease { deadline } => self.renew_lease(host, deadline),
+            HostEffect::PersistClosure { revision } => {
+                let at = self.disk(host);
+                self.at(at, Action::Persisted { host, agent_start, revision });
+            }
+            HostEffect::ListSpawner => {
+                let at = self.socket(host);
+                self.at(at, Action::List { host, agent_start });
+            }
+            HostEffect::ProveDrained { revision } => self.say(host, Report::Proved(revision)),
+            HostEffect::RefuseDrain { revision, reason } => self.say(host, Report::Refused(revision, reason)),
+            HostEffect::Release { then } => {
+                self.truth.check_leaves(host, &self.hosts[host])?;
+                self.leave_fleet(host, then);
+            }
+            HostEffect::Ignore { .. } => self.count("host", "ignored an order"),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn persisted(
+        &mut self,
+        host: usize,
+        agent_start: u64,
+        revision: Option<Revision>,
+    ) -> Result<(), Violation> {
+        if self.hosts[host].agent_start != agent_start || self.hosts[host].agent.is_none() {
+            return Ok(());
+        }
+        if self.hosts[host].disk_full > self.now {
+            // Tried until there is room, in order.
+            let at = self.hosts[host].disk_full;
+            self.at(at, Action::Persisted { host, agent_start, revision });
+            return Ok(());
+        }
+        self.hosts[host].closed_for = revision;
+        self.apply(host, HostEvent::ClosurePersisted { revision })
+    }
+
+    /// It was told to go; in time somebody wants it again.
+    fn leave_fleet(&mut self, host: usize, then: DrainThen) {
+        self.count("released", then.name());
+        if then == DrainThen::Nothing {
+            return;
+        }
+        // As it goes it opens itself: who brings it back wants it to work.
+        self.hosts[host].left = true;
+        self.hosts[host].closed_for = None;
+        self.kill_agent(host);
+        if then == DrainThen::Poweroff {
+            self.kill_spawner(host);
+            self.hosts[host].reboot(self.now);
+        }
+        self.after(5_000, 60_000, Action::WantedAgain { host });
     }
 }

@@ -1,19 +1,35 @@
-//! A seeded, simulated fleet round the real core: `Fleet` for the coordinator
-//! and `Host` for each agent, in virtual time, with a network that delays and
-//! cuts, and parts that crash at any step. The promises are checked after each
-//! step against what really ran, which no part of the fleet can see.
+//! A seeded, simulated fleet round the real core: `Fleet` for the coordinators
+//! and `Host` for each agent, in virtual time, with a network, disks, clocks
+//! and a provider that fail, and parts that die or stop at any step. The
+//! promises are checked after each step against what really ran, which no part
+//! of the fleet can see.
 //!
 //! ```text
-//! world  ── actions in time order ──► coordinator (Fleet + committed rows)
+//! agenda ── actions in time order ──► coordinators (Fleet + committed rows, one leads)
 //!                                     hosts (Host + spawner with its processes)
-//! truth  ◄── every start and end of user code, every answer to a client
+//!                                     clients, provider, faults
+//! truth  ◄── every start and end of user code, every commit, every answer to a client
 //! ```
 
+mod agenda;
+mod clients;
 mod coordinator;
+mod coverage;
+mod faults;
 mod host;
+mod network;
+mod play;
+mod provider;
 mod rng;
+mod setup;
+mod spawner;
+mod store;
+mod trace;
 mod truth;
 mod world;
 
+pub use coverage::Coverage;
+pub use play::{Failure, Summary, play_all, shrink, trace};
+pub use setup::{Fault, Faults, Mix, Setup};
 pub use truth::Violation;
-pub use world::{Faults, Outcome, Setup, run};
+pub use world::{Outcome, run};

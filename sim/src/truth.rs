@@ -1,15 +1,25 @@
-//! What really happened, and whether the fleet may have let it happen.
+//! What really happened, and whether the fleet may have let it happen. It
+//! sees every process and every disk, and judges by the promises alone: it
+//! shares no rule with the code that it checks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use muster_core::{
-    fleet::Fleet,
-    ids::{AttemptId, JobId, NodeId, TaskIndex},
-    lease,
-    node::{Duty, Liveness},
-    spec::Delivery,
-    time::Timestamp,
+    effect::{AttemptRecord, Effect, Reply, StopReason},
+    end::{Blame, End},
+    event::Event,
+    fleet::{Fleet, Output},
+    host::Verdict,
+    ids::{AttemptId, HostRequestId, JobId, NodeId, TaskIndex},
+    lease, limits,
+    node::{Duty, Liveness, NodeRecord},
+    pool::{Host, PoolRecord},
+    resources::Resources,
+    spec::{Delivery, JobSpec, OnDrain},
+    time::{Millis, Timestamp},
 };
+
+use crate::{coverage::Coverage, host::SimHost, store::Store};
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,136 +30,637 @@ pub struct Violation {
     pub detail: String,
 }
 
+impl Violation {
+    pub(crate) fn new(promise: &'static str, detail: String) -> Self {
+        Self { promise, detail }
+    }
+}
+
 impl std::fmt::Display for Violation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} is broken: {}", self.promise, self.detail)
     }
 }
 
-/// A process that runs user code, wherever it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
-    host: usize,
+fn broken(promise: &'static str, detail: String) -> Result<(), Violation> {
+    Err(Violation { promise, detail })
+}
+
+/// What is known of one attempt.
+#[derive(Debug, Default)]
+struct Attempt {
+    /// An agent gave it to its spawner.
+    handed: bool,
+    /// User code runs there.
+    running: Option<(usize, Resources)>,
+    started: bool,
+    /// How it was over, and where.
+    over: Option<(usize, Verdict)>,
+    /// Its spawner died before it was told to forget it.
+    forgotten: bool,
+    /// The end that was stored.
+    stored: Option<End>,
+    withdrawn: bool,
+}
+
+/// What is known of one task.
+#[derive(Debug, Default)]
+struct Task {
+    starts: u32,
+    running: Vec<AttemptId>,
+    /// Attempts that ended, by whose budget they drew on, since the last retry.
+    failed: u32,
+    lost: u32,
+    drained: u32,
+    /// Its one end.
+    end: Option<String>,
 }
 
 /// All that no part of the fleet can see at once.
 #[derive(Debug, Default)]
 pub struct Truth {
-    running: BTreeMap<AttemptId, Run>,
-    starts: BTreeMap<(JobId, TaskIndex), u32>,
-    ordered: BTreeSet<AttemptId>,
+    attempts: HashMap<AttemptId, Attempt>,
+    tasks: HashMap<(JobId, TaskIndex), Task>,
+    taken: HashMap<usize, Resources>,
+    busy: BTreeMap<usize, BTreeSet<AttemptId>>,
+    /// When each node was last answered.
+    heard: HashMap<NodeId, Timestamp>,
+    accepted: BTreeSet<JobId>,
+    cancels: BTreeSet<JobId>,
+    retried: BTreeSet<JobId>,
+    ever_retried: BTreeSet<JobId>,
     led: Timestamp,
-    accepted: BTreeMap<JobId, Delivery>,
+    /// When nodes fell silent lately.
+    silences: Vec<(Timestamp, NodeId)>,
+    brake_until: Timestamp,
+    /// As stored before this batch.
+    before: BTreeMap<NodeId, NodeRecord>,
     pub starts_total: u64,
 }
 
-impl Truth {
-    pub fn accept(&mut self, job: JobId, delivery: Delivery) {
-        self.accepted.insert(job, delivery);
-    }
+/// Clocks run up to this much fast or slow: what is measured with one may be off by it.
+const DRIFT_PERCENT: u64 = 7;
 
-    pub fn accept_new(&mut self, fleet: &Fleet) {
-        let last = self.accepted.keys().next_back().copied();
-        for (job, record) in fleet.jobs().rev().take_while(|(job, _)| last.is_none_or(|last| **job > last)) {
-            self.accepted.insert(*job, record.spec.delivery);
+fn surely(span: Millis) -> Millis {
+    Millis(span.0 * (100 - DRIFT_PERCENT) / 100)
+}
+
+impl Truth {
+    /// A coordinator begins to lead.
+    pub fn led(&mut self, now: Timestamp, jumped: bool) {
+        self.led = now;
+        self.silences.clear();
+        if jumped {
+            self.brake_until = now;
         }
     }
 
-    pub fn accepted_jobs(&self) -> impl Iterator<Item = JobId> + '_ {
-        self.accepted.keys().copied()
-    }
-
-    /// A coordinator begins to lead.
-    pub const fn led(&mut self, now: Timestamp) {
+    /// The leader looks again after a pause of its own.
+    pub fn awake(&mut self, now: Timestamp) {
         self.led = now;
     }
 
-    /// An order leaves the coordinator: the same attempt is never ordered twice.
-    pub fn ordered(&mut self, attempt: AttemptId) -> Result<(), Violation> {
-        if self.ordered.insert(attempt) {
-            return Ok(());
+    /// The leader takes this in.
+    pub fn hear(&mut self, event: &Event) {
+        match event {
+            Event::Cancel { job, .. } => {
+                self.cancels.insert(*job);
+            }
+            Event::Retry { job, .. } => {
+                self.retried.insert(*job);
+                self.ever_retried.insert(*job);
+            }
+            _other => {}
         }
-        Err(Violation { promise: "FL-4", detail: format!("attempt {attempt} was ordered twice") })
+    }
+
+    /// An agent gives it to its spawner.
+    pub fn handed(&mut self, attempt: AttemptId) {
+        self.attempts.entry(attempt).or_default().handed = true;
     }
 
     /// User code of this attempt begins on this host.
-    pub fn started(&mut self, attempt: AttemptId, host: usize) -> Result<(), Violation> {
-        let broken = |promise, detail| Err(Violation { promise, detail });
-        if self.running.insert(attempt, Run { host }).is_some() {
-            return broken("FL-4", format!("attempt {attempt} was started while it runs"));
+    pub fn started(
+        &mut self,
+        attempt: AttemptId,
+        host: usize,
+        on: &SimHost,
+        store: &Store,
+        now: Timestamp,
+    ) -> Result<(), Violation> {
+        let Some(job) = store.job(attempt.job) else {
+            return broken("FL-1", format!("attempt {attempt} runs, and its job is not stored"));
+        };
+        let known = self.attempts.entry(attempt).or_default();
+        if known.started {
+            return broken("FL-4", format!("attempt {attempt} was started twice"));
         }
+        known.started = true;
+        known.running = Some((host, job.spec.request));
+        let task = self.tasks.entry((attempt.job, attempt.task)).or_default();
+        task.starts += 1;
         self.starts_total += 1;
-        let starts = self.starts.entry((attempt.job, attempt.task)).or_default();
-        *starts += 1;
-        let others: Vec<AttemptId> = self
-            .running
-            .keys()
-            .filter(|other| (other.job, other.task) == (attempt.job, attempt.task) && **other != attempt)
-            .copied()
-            .collect();
-        match self.accepted.get(&attempt.job) {
-            None => broken("FL-1", format!("attempt {attempt} runs, and its job was never answered as accepted")),
-            Some(Delivery::AtMostOnce) if *starts > 1 => {
-                broken("FL-4", format!("task {}.{} was started {starts} times", attempt.job, attempt.task))
+        let others = task.running.clone();
+        task.running.push(attempt);
+        self.busy.entry(host).or_default().insert(attempt);
+        let taken = self.taken.entry(host).or_default();
+        *taken = taken.plus(&job.spec.request);
+        if !taken.fits_in(&on.capacity) {
+            return broken("F5", format!("host {} runs more than it has with attempt {attempt}", on.name));
+        }
+        match job.spec.delivery {
+            Delivery::AtMostOnce if task.starts > 1 => {
+                broken("FL-4", format!("task {}.{} was started {} times", attempt.job, attempt.task, task.starts))
             }
-            Some(Delivery::Exclusive) if !others.is_empty() => {
+            Delivery::Exclusive if !others.is_empty() => {
                 broken("FL-3", format!("attempt {attempt} starts while {others:?} run"))
             }
-            Some(Delivery::AtLeastOnce | Delivery::AtMostOnce | Delivery::Exclusive) => Ok(()),
+            Delivery::Exclusive if on.boottime(now) >= on.lease => {
+                broken("FL-3", format!("attempt {attempt} starts on {} without a lease", on.name))
+            }
+            Delivery::AtLeastOnce | Delivery::AtMostOnce | Delivery::Exclusive => Ok(()),
         }
     }
 
-    /// No process of this attempt runs any more.
-    pub fn ended(&mut self, attempt: AttemptId) {
-        self.running.remove(&attempt);
+    /// No process of this attempt runs any more, or none ever did.
+    pub fn ended(&mut self, attempt: AttemptId, host: usize, verdict: &Verdict) {
+        let known = self.attempts.entry(attempt).or_default();
+        known.over = Some((host, verdict.clone()));
+        let Some((host, request)) = known.running.take() else { return };
+        if let Some(task) = self.tasks.get_mut(&(attempt.job, attempt.task)) {
+            task.running.retain(|other| *other != attempt);
+        }
+        if let Some(busy) = self.busy.get_mut(&host) {
+            busy.remove(&attempt);
+        }
+        if let Some(taken) = self.taken.get_mut(&host) {
+            *taken = taken.minus(&request);
+        }
     }
 
-    pub fn ended_on(&mut self, host: usize) {
-        self.running.retain(|_, run| run.host != host);
+    /// All processes of a host die, and with its spawner what it kept of others.
+    pub fn ended_on(&mut self, host: usize, kept: impl Iterator<Item = AttemptId>) {
+        for attempt in kept {
+            self.attempts.entry(attempt).or_default().forgotten = true;
+        }
+        for attempt in self.busy.remove(&host).unwrap_or_default() {
+            if let Some(known) = self.attempts.get_mut(&attempt) {
+                known.running = None;
+                known.over = Some((host, Verdict::Lost));
+            }
+            if let Some(task) = self.tasks.get_mut(&(attempt.job, attempt.task)) {
+                task.running.retain(|other| *other != attempt);
+            }
+        }
+        self.taken.remove(&host);
     }
 
-    /// The host says that an attempt is over.
-    pub fn check_reported_end(&self, attempt: AttemptId) -> Result<(), Violation> {
-        match self.running.get(&attempt) {
-            Some(run) => Err(Violation {
-                promise: "FL-5",
-                detail: format!("attempt {attempt} was reported ended and runs on host {}", run.host),
-            }),
+    /// A host says that an attempt of its own is over.
+    pub fn check_reported_end(&self, attempt: AttemptId, host: usize) -> Result<(), Violation> {
+        match self.attempts.get(&attempt).and_then(|known| known.running) {
+            Some((there, _)) if there == host => {
+                broken("FL-5", format!("attempt {attempt} was reported ended and runs on host {host}"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// A client has its answer: what it says must be on disk.
+    pub fn check_answer(&mut self, reply: &Reply, asked: &Asked, store: &Store) -> Result<(), Violation> {
+        match (reply, asked) {
+            (Reply::Submitted { job, .. }, Asked::Submit { known }) => {
+                self.accepted.insert(*job);
+                if known.is_some_and(|known| known != *job) {
+                    return broken("FL-1", format!("one key made the jobs {known:?} and {job}"));
+                }
+                match store.job(*job) {
+                    Some(_) => Ok(()),
+                    None => broken("FL-1", format!("job {job} was answered and is not stored")),
+                }
+            }
+            (Reply::Cancelled { .. }, Asked::Cancel { job }) => match store.job(*job) {
+                Some(row) if row.cancelled_by.is_some() || row.finished.is_some() => Ok(()),
+                // A retry may have come in the same batch.
+                Some(_) if self.ever_retried.contains(job) => Ok(()),
+                Some(_) | None => broken("FL-1", format!("the cancel of {job} was answered and is not stored")),
+            },
+            (Reply::NodeChanged, Asked::Drain { node }) => match store.node(*node) {
+                // A removed node has nothing to drain.
+                None => Ok(()),
+                // A resume may have come in the same batch.
+                Some(row) if row.drain_revision.0 > 0 => Ok(()),
+                Some(_) => broken("FL-1", format!("the drain of {node} was answered and is not stored")),
+            },
+            _any_other => Ok(()),
+        }
+    }
+
+    /// Remembers what the batch changes, and counts the edges.
+    pub fn committing(
+        &mut self,
+        fleet: &Fleet,
+        out: &Output,
+        store: &Store,
+        coverage: &mut Coverage,
+    ) -> Result<(), Violation> {
+        self.before.clear();
+        for id in &out.touched.nodes {
+            let Some(row) = store.node(*id) else { continue };
+            self.before.insert(*id, row.clone());
+            if let Some(node) = fleet.node(*id) {
+                coverage.edge("liveness", row.liveness.name(), node.liveness.name());
+                coverage.edge("duty", row.duty.name(), node.duty.name());
+                coverage.edge("hold", row.hold.name(), node.hold.name());
+            }
+        }
+        for (id, record) in &out.touched.attempts {
+            let from = store.attempt(*id).map_or("new", phase);
+            coverage.edge("attempt", from, phase(record));
+            if let Some(end) = &record.ended {
+                coverage.count("end", crate::coverage::end_name(&end.end));
+                if end.presumed {
+                    coverage.count("end", "presumed");
+                }
+            }
+        }
+        for id in &out.touched.withdrawn {
+            coverage.edge("attempt", store.attempt(*id).map_or("new", phase), "withdrawn");
+        }
+        coverage.add("evidence", "kept", out.touched.evidence.len() as u64);
+        for entry in &out.touched.history {
+            coverage.history(&entry.kind);
+        }
+        for name in &out.touched.pools {
+            if let Some(pool) = fleet.pool(name) {
+                check_requests(store.pool(name), pool)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After each committed batch: all promises, of all that it touched.
+    pub fn check(
+        &mut self,
+        fleet: &Fleet,
+        out: &Output,
+        store: &Store,
+        hosts: &[SimHost],
+        now: Timestamp,
+        time: Timestamp,
+    ) -> Result<(), Violation> {
+        muster_core::invariants::check_touched(fleet, &out.touched)
+            .map_err(|broken| Violation::new(broken.promise, broken.detail))?;
+        for entry in &out.touched.history {
+            if entry.reason.is_empty() {
+                return broken("FL-14", format!("{:?} was {} without a reason", entry.subject, entry.kind));
+            }
+        }
+        for (id, record) in &out.touched.attempts {
+            self.check_attempt(fleet, *id, record, time)?;
+        }
+        for job in std::mem::take(&mut self.retried) {
+            self.forget_budgets(fleet, job);
+        }
+        for id in &out.touched.withdrawn {
+            self.check_withdrawn(fleet, *id)?;
+        }
+        for id in &out.touched.nodes {
+            if let Some(node) = fleet.node(*id) {
+                self.check_node(fleet, *id, node, hosts, now)?;
+            }
+        }
+        for effect in &out.effects {
+            self.check_effect(fleet, effect, store)?;
+            // What was answered was heard: not a copy that was turned away, nor what a leader of old took in.
+            if let Effect::Welcome { node, .. } | Effect::GrantLease { node, .. } = effect
+                && fleet.meta().term.0 == store.leader.term
+            {
+                self.heard.insert(*node, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_budgets(&mut self, fleet: &Fleet, job: JobId) {
+        let Some(record) = fleet.job(job) else { return };
+        for task in 0..record.spec.tasks {
+            // What succeeded is not tried again.
+            if let Some(known) = self.tasks.get_mut(&(job, task))
+                && record.end_of(task) != Some("succeeded")
+            {
+                (known.failed, known.lost, known.drained, known.end) = (0, 0, 0, None);
+            }
+        }
+    }
+
+    fn check_attempt(
+        &mut self,
+        fleet: &Fleet,
+        id: AttemptId,
+        record: &AttemptRecord,
+        time: Timestamp,
+    ) -> Result<(), Violation> {
+        let Some(job) = fleet.job(id.job) else {
+            return broken("FL-1", format!("attempt {id} has no job"));
+        };
+        if record.placement_reason.is_empty() {
+            return broken("FL-14", format!("attempt {id} was placed without a reason"));
+        }
+        let known = self.attempts.entry(id).or_default();
+        if record.started.is_some() && !known.handed {
+            return broken("FL-2", format!("attempt {id} counts as started, and no agent ever gave it to its spawner"));
+        }
+        if known.withdrawn {
+            return broken("FL-2", format!("attempt {id} was taken back and is stored again"));
+        }
+        if let Some((since, StopReason::Drained)) = record.stopping
+            && record.ended.is_none()
+            && since == time
+        {
+            check_eviction(fleet, id, record, &job.spec, time)?;
+        }
+        let Some(end) = &record.ended else { return Ok(()) };
+        if let Some(first) = known.stored.replace(end.end.clone()) {
+            return broken("FL-2", format!("attempt {id} ended as {first} and again as {}", end.end));
+        }
+        let is_true = is_what_happened(&end.end, known.over.as_ref().map(|(_, verdict)| verdict))
+            // Its spawner died with what it knew, or before the order reached it.
+            || (end.end == End::SpawnerLost && (known.forgotten || (known.handed && known.over.is_none())));
+        if !end.presumed && !is_true {
+            let happened = format!("{:?}", known.over);
+            return broken("FL-2", format!("attempt {id} is stored as {}, and what happened is {happened}", end.end));
+        }
+        if end.end == End::Cancelled && !self.cancels.contains(&id.job) {
+            return broken("FL-2", format!("attempt {id} ended as cancelled, and nobody cancelled its job"));
+        }
+        if end.end == End::TimedOut && job.spec.time_limit.is_none() {
+            return broken("FL-2", format!("attempt {id} timed out, and has no limit"));
+        }
+        self.check_task_end(fleet, id, &end.end)
+    }
+
+    /// A task ends once, by its own result, and is tried again only within its budgets.
+    fn check_task_end(&mut self, fleet: &Fleet, id: AttemptId, end: &End) -> Result<(), Violation> {
+        let Some(job) = fleet.job(id.job) else { return Ok(()) };
+        let task = self.tasks.entry((id.job, id.task)).or_default();
+        match end.blame() {
+            Blame::Job => task.failed += 1,
+            Blame::Node => task.lost += 1,
+            Blame::Operator => task.drained += 1,
+            Blame::Nobody | Blame::Requested => {}
+        }
+        let ended = job.end_of(id.task).map(str::to_owned);
+        if self.retried.contains(&id.job) {
+            // Before this end or after it, in the same batch.
+            return Ok(());
+        }
+        if let Some(first) = &task.end {
+            return broken("FL-2", format!("task {}.{} had ended as {first}", id.job, id.task));
+        }
+        if *end == End::Succeeded && ended.as_deref() != Some("succeeded") {
+            return broken("FL-2", format!("attempt {id} succeeded, and its task is {ended:?}"));
+        }
+        if *end == End::Cancelled && ended.is_none() {
+            return broken("FL-2", format!("attempt {id} was cancelled, and its task goes on"));
+        }
+        let retries = job.spec.retries;
+        let used_up = task.failed > retries.failed || task.lost > retries.lost || task.drained > retries.drained;
+        let once = job.spec.delivery == Delivery::AtMostOnce;
+        if ended.is_none() && (used_up || once) {
+            return broken("FL-9", format!("task {}.{} goes on after {end} past its budget", id.job, id.task));
+        }
+        task.end = ended;
+        Ok(())
+    }
+
+    fn check_withdrawn(&mut self, fleet: &Fleet, id: AttemptId) -> Result<(), Violation> {
+        let known = self.attempts.entry(id).or_default();
+        known.withdrawn = true;
+        let delivery = fleet.job(id.job).map(|job| job.spec.delivery);
+        if known.started && delivery != Some(Delivery::AtLeastOnce) {
+            return broken("FL-4", format!("attempt {id} was taken back as never started, and it was started"));
+        }
+        Ok(())
+    }
+
+    fn check_node(
+        &mut self,
+        fleet: &Fleet,
+        id: NodeId,
+        node: &NodeRecord,
+        hosts: &[SimHost],
+        now: Timestamp,
+    ) -> Result<(), Violation> {
+        let before = self.before.get(&id).cloned();
+        let was = before.as_ref().map(|row| row.liveness);
+        let heard = self.heard.get(&id).copied().unwrap_or_default();
+        let quiet = now.since(heard.max(self.led));
+        match (was, node.liveness) {
+            (Some(Liveness::Live), Liveness::Silent(_)) => {
+                if quiet < surely(lease::duration()) {
+                    return broken("FL-12", format!("node {} counts as silent {quiet} after it was heard", node.name));
+                }
+                self.note_silence(fleet, id, now);
+                self.check_fenced(id, node, hosts, fleet)?;
+            }
+            (Some(Liveness::Silent(_)), Liveness::Lost(_)) => {
+                if quiet < surely(limits::LOST_AFTER) {
+                    return broken("FL-12", format!("node {} was given up {quiet} after it was heard", node.name));
+                }
+                if now < self.brake_until {
+                    let rest = self.brake_until.since(now);
+                    return broken("FL-12", format!("node {} was given up although the brake holds {rest}", node.name));
+                }
+                self.check_fenced(id, node, hosts, fleet)?;
+            }
+            (Some(Liveness::Live | Liveness::Joining), Liveness::Lost(_)) => {
+                return broken("FL-12", format!("node {} was given up without having been silent", node.name));
+            }
+            _no_loss => {}
+        }
+        let began = |duty: &Duty| matches!(duty, Duty::Draining(_));
+        if let Duty::Draining(drain) = &node.duty
+            && !before.as_ref().is_some_and(|row| began(&row.duty))
+            && drain.order.actor.0 == "scaler"
+        {
+            if fleet.attempts_on(id).next().is_some() {
+                return broken("FL-8", format!("scale-in takes node {}, which has work", node.name));
+            }
+            if now < self.brake_until {
+                return broken("FL-12", format!("scale-in takes node {} although the brake holds", node.name));
+            }
+        }
+        let is_proved = |duty: &Duty| matches!(duty, Duty::Drained { .. } | Duty::Stopping { .. });
+        if is_proved(&node.duty) && !before.as_ref().is_some_and(|row| is_proved(&row.duty)) {
+            self.check_proved(id, node, hosts)?;
+        }
+        Ok(())
+    }
+
+    /// FL-7: the host that spoke is closed on disk and holds nothing.
+    fn check_proved(&self, id: NodeId, node: &NodeRecord, hosts: &[SimHost]) -> Result<(), Violation> {
+        let revision = node.drain().map(|drain| drain.revision);
+        for (at, host) in spokesmen(id, node, hosts) {
+            if !host.sandboxes.is_empty() || self.busy.get(&at).is_some_and(|busy| !busy.is_empty()) {
+                return broken("FL-7", format!("node {} counts as drained and holds work", node.name));
+            }
+            if host.closed_for != revision {
+                return broken("FL-7", format!("node {} counts as drained and is not closed", node.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// FL-3: when a node's lease has run out here, exclusive work is dead there.
+    fn check_fenced(&self, id: NodeId, node: &NodeRecord, hosts: &[SimHost], fleet: &Fleet) -> Result<(), Violation> {
+        for (at, _) in spokesmen(id, node, hosts) {
+            for attempt in self.busy.get(&at).into_iter().flatten() {
+                let spec = fleet.job(attempt.job).map(|job| &job.spec);
+                if spec.is_some_and(|spec| spec.delivery == Delivery::Exclusive) {
+                    let state = node.state();
+                    return broken("FL-3", format!("node {} is {state} and still runs {attempt}", node.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts for itself when much of the fleet fell silent at once.
+    fn note_silence(&mut self, fleet: &Fleet, id: NodeId, now: Timestamp) {
+        // By our clock, which may be slower than the leader's: only what surely counts.
+        let window = surely(lease::duration());
+        self.silences.push((now, id));
+        self.silences.retain(|(at, _)| now.since(*at) < window);
+        let is = |node: NodeId, wanted: &str| fleet.node(node).is_some_and(|row| row.liveness.name() == wanted);
+        let fresh = self.silences.iter().filter(|(_, node)| is(*node, "silent")).count();
+        let live = fleet.nodes().filter(|(_, node)| node.liveness == Liveness::Live).count();
+        if live + fresh >= limits::BRAKE_NODES_MIN && fresh * 3 > live + fresh {
+            self.brake_until = now + surely(limits::BRAKE_HOLD);
+        }
+    }
+
+    fn check_effect(&self, fleet: &Fleet, effect: &Effect, store: &Store) -> Result<(), Violation> {
+        match effect {
+            Effect::Start { node, attempts, .. } => {
+                let Some(record) = fleet.node(*node) else {
+                    return broken("FL-7", format!("work is sent to {node}, which is not known"));
+                };
+                if record.state() != "ready" {
+                    return broken("FL-7", format!("work is sent to {}, which is {}", record.name, record.state()));
+                }
+                for (attempt, epoch) in attempts {
+                    let stored = store.attempt(*attempt);
+                    if stored.is_none_or(|row| row.node != *node || row.term != epoch.term) {
+                        return broken("FL-4", format!("attempt {attempt} is sent before it is stored"));
+                    }
+                }
+                Ok(())
+            }
+            Effect::CreateHost { pool, host, .. } => match store.pool(pool) {
+                Some(row) if row.hosts.contains_key(host) => Ok(()),
+                Some(_) | None => broken("FL-11", format!("a host of {pool} is asked for before it is stored")),
+            },
+            _other => Ok(()),
+        }
+    }
+
+    /// Every accepted job is still known.
+    pub fn check_accepted(&self, fleet: &Fleet) -> Result<(), Violation> {
+        match self.accepted.iter().find(|job| fleet.job(**job).is_none()) {
+            Some(lost) => broken("FL-1", format!("job {lost} was accepted and is not known")),
             None => Ok(()),
         }
     }
 
-    /// After each committed batch.
-    pub fn check(&self, fleet: &Fleet, hosts: &BTreeMap<NodeId, usize>) -> Result<(), Violation> {
-        muster_core::invariants::check(fleet)
-            .map_err(|broken| Violation { promise: broken.promise, detail: broken.detail })?;
-        if let Some(lost) = self.accepted.keys().find(|job| fleet.job(**job).is_none()) {
-            return Err(Violation { promise: "FL-1", detail: format!("job {lost} was accepted and is not known") });
-        }
-        let busy: BTreeSet<usize> = self.running.values().map(|run| run.host).collect();
-        for (id, node) in fleet.nodes() {
-            // A new leader holds nobody silent before one full lease has passed (FL-12).
-            if let Liveness::Silent(since) | Liveness::Lost(since) = node.liveness
-                && since >= self.led
-                && since.since(self.led) < lease::duration()
-            {
-                return Err(Violation {
-                    promise: "FL-12",
-                    detail: format!(
-                        "node {} was given up {} after a new leader began",
-                        node.name,
-                        since.since(self.led)
-                    ),
-                });
-            }
-            let proved = matches!(node.duty, Duty::Drained { .. } | Duty::Stopping { .. });
-            if proved && hosts.get(&id).is_some_and(|host| busy.contains(host)) {
-                return Err(Violation {
-                    promise: "FL-7",
-                    detail: format!("node {} is {} and runs work", node.name, node.state()),
-                });
-            }
+    /// FL-7: a host goes only when nothing is left on it.
+    pub fn check_leaves(&self, at: usize, host: &SimHost) -> Result<(), Violation> {
+        let is_busy = self.busy.get(&at).is_some_and(|busy| !busy.is_empty());
+        if is_busy || !host.sandboxes.is_empty() {
+            return broken("FL-7", format!("host {} was told to go and holds work", host.name));
         }
         Ok(())
+    }
+
+    /// Nothing runs anywhere.
+    pub fn is_quiet(&self) -> bool {
+        self.busy.values().all(BTreeSet::is_empty)
+    }
+
+    pub fn accepted(&self) -> impl Iterator<Item = JobId> + '_ {
+        self.accepted.iter().copied()
+    }
+}
+
+/// What a client waits for.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    Submit { known: Option<JobId> },
+    Cancel { job: JobId },
+    Drain { node: NodeId },
+    Enroll { host: usize },
+    Other,
+}
+
+/// The machines that speak as this node in its present life: never a copy that it was not told of.
+fn spokesmen<'a>(
+    id: NodeId,
+    node: &'a NodeRecord,
+    hosts: &'a [SimHost],
+) -> impl Iterator<Item = (usize, &'a SimHost)> + 'a {
+    hosts
+        .iter()
+        .enumerate()
+        .filter(move |(_, host)| host.node == Some(id) && !host.is_gone && host.boot_id() == node.boot_id)
+}
+
+fn phase(record: &AttemptRecord) -> &'static str {
+    match (record.ended.is_some(), record.stopping.is_some(), record.started.is_some()) {
+        (true, _, _) => "ended",
+        (false, true, _) => "stopping",
+        (false, false, true) => "started",
+        (false, false, false) => "placed",
+    }
+}
+
+/// F7: nothing that may finish is evicted before the drain's deadline.
+fn check_eviction(
+    fleet: &Fleet,
+    id: AttemptId,
+    record: &AttemptRecord,
+    spec: &JobSpec,
+    time: Timestamp,
+) -> Result<(), Violation> {
+    let Some(Duty::Draining(drain)) = fleet.node(record.node).map(|node| &node.duty) else {
+        return broken("F7", format!("attempt {id} is evicted from a node that is not draining"));
+    };
+    let is_overdue = drain.order.deadline.is_some_and(|deadline| deadline <= time);
+    if spec.on_drain == OnDrain::Finish && !is_overdue {
+        return broken("F7", format!("attempt {id} may finish, and is evicted before the deadline"));
+    }
+    Ok(())
+}
+
+/// FL-11: with a new request, all that were ever requested and are not confirmed gone are within the maximum.
+fn check_requests(before: Option<&PoolRecord>, pool: &PoolRecord) -> Result<(), Violation> {
+    let is_new = |host: &HostRequestId| before.is_none_or(|before| !before.hosts.contains_key(host));
+    let requested = |(host, state): (&HostRequestId, &Host)| matches!(state, Host::Requested(_)) && is_new(host);
+    let (count, max, name) = (pool.hosts.len(), pool.policy.max, &pool.policy.name);
+    if count > max as usize && pool.hosts.iter().any(requested) {
+        return broken("FL-11", format!("pool {name} asks for another host, and has {count} of at most {max}"));
+    }
+    Ok(())
+}
+
+/// Could this stored end be what the host saw?
+fn is_what_happened(end: &End, over: Option<&Verdict>) -> bool {
+    match over {
+        None => false,
+        Some(Verdict::Own(own)) => own == end || (*own == End::Succeeded && *end == End::OutputLost),
+        Some(Verdict::Stopped) => {
+            matches!(end, End::Cancelled | End::Drained | End::Preempted | End::SpawnerLost)
+        }
+        Some(Verdict::Lost) => *end == End::SpawnerLost,
+        Some(Verdict::LeaseEnded) => matches!(end, End::NodeLost(_)),
+        Some(Verdict::Denied(reason)) => *end == End::Refused(reason.clone()),
     }
 }

@@ -1,17 +1,51 @@
-//! A few hundred seeds at every test run; `muster-sim FIRST COUNT` plays more.
+//! A few hundred seeds at every test run; `muster simulate` plays more.
 
-use muster_sim::{Setup, run};
+use muster_sim::{Faults, Setup, play_all, run, trace};
+
+/// Seeds at every test run.
+const SEEDS: u64 = 200;
 
 #[test]
 fn every_promise_holds_in_every_seed() {
-    for seed in 1..=300 {
-        if let Err(violation) = run(seed, Setup::default()) {
-            panic!("seed {seed}: {violation}; replay: cargo run --release -p muster-sim -- {seed}");
-        }
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let summary = play_all(1, SEEDS, threads, Setup::default(), &|_| {});
+    if let Some(failure) = summary.failure {
+        let (lines, _, _) = trace(failure.seed, failure.setup, 40);
+        let seed = failure.seed;
+        panic!(
+            "{}\nseed {seed}: {}; replay: muster simulate --seed {seed} --trace",
+            lines.join("\n"),
+            failure.violation
+        );
     }
+    assert_eq!(summary.seeds, SEEDS);
 }
 
 #[test]
-fn one_seed_is_one_run() {
-    assert_eq!(run(7, Setup::default()), run(7, Setup::default()));
+fn one_seed_is_one_run_to_the_byte() {
+    for seed in [7, 8] {
+        let (lines, hash, _) = trace(seed, Setup::default(), 1_000_000);
+        let (again, hash_again, _) = trace(seed, Setup::default(), 1_000_000);
+        assert!(lines == again && hash == hash_again, "seed {seed} went two ways");
+        assert!(lines.len() > 5_000, "a trace of {} lines", lines.len());
+    }
+    let (_, one, _) = trace(7, Setup::default(), 0);
+    let (_, other, _) = trace(8, Setup::default(), 0);
+    assert_ne!(one, other, "another seed is another run");
+}
+
+#[test]
+fn what_comes_out_does_not_depend_on_the_number_of_threads() {
+    let small = Setup { jobs: 30, ..Setup::default() };
+    let one = play_all(1, 8, 1, small, &|_| {});
+    let three = play_all(1, 8, 3, small, &|_| {});
+    assert_eq!((one.steps, one.starts, one.coverage), (three.steps, three.starts, three.coverage));
+}
+
+#[test]
+fn without_faults_every_job_ends_and_nothing_is_lost() {
+    let calm = Setup { faults: Faults::NONE, ..Setup::default() };
+    let outcome = run(3, calm).expect("every promise holds");
+    let lost = outcome.coverage.lines().into_iter().filter(|(name, _)| name == "end node_lost").map(|(_, times)| times);
+    assert_eq!(lost.sum::<u64>(), 0);
 }

@@ -1,0 +1,374 @@
+//! Who asks: people and programs that submit, cancel, drain and change their
+//! minds. A client that gets no answer asks again with its key.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muster_core::{
+    denied::Denied,
+    effect::Reply,
+    event::{DrainOrder, DrainThen, Event},
+    ids::{Actor, JobId, NodeId, PoolName, RequestId},
+    node::{Duty, NodeRecord},
+    policy::{HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
+    resources::Resources,
+    spec::{Delivery, JobSpec, OnDrain, Retries},
+    time::{Millis, Timestamp},
+};
+
+use crate::{
+    agenda::Action,
+    truth::{Asked, Violation},
+    world::World,
+};
+
+/// The pool of hosts that join by themselves.
+pub const STATIC: &str = "batch";
+/// The pool that a provider makes hosts for.
+pub const ELASTIC: &str = "elastic";
+
+/// All jobs that clients want done.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    wanted: Vec<Wanted>,
+    /// Jobs that bring down their hosts.
+    pub poison: BTreeSet<JobId>,
+    /// Questions under way.
+    asked: BTreeMap<RequestId, (Asked, Option<usize>)>,
+    next_request: u64,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    spec: JobSpec,
+    poison: bool,
+    answered: Option<JobId>,
+    refused: bool,
+}
+
+impl Jobs {
+    /// A job that is stored may run before its client hears of it.
+    pub(crate) fn note_poison(&mut self, job: JobId, key: &str) {
+        let wanted = key.strip_prefix("key-").and_then(|at| at.parse::<usize>().ok());
+        if wanted.and_then(|at| self.wanted.get(at)).is_some_and(|wanted| wanted.poison) {
+            self.poison.insert(job);
+        }
+    }
+}
+
+/// A client without an answer asks again.
+const ASK_AGAIN: Millis = Millis::from_secs(8);
+
+fn operator() -> Actor {
+    Actor("operator".into())
+}
+
+impl World {
+    pub(crate) fn request(&mut self, asked: Asked, job: Option<usize>) -> RequestId {
+        self.jobs.next_request += 1;
+        let request = RequestId(self.jobs.next_request);
+        if !matches!(asked, Asked::Other) {
+            self.jobs.asked.insert(request, (asked, job));
+        }
+        request
+    }
+
+    /// All jobs have an answer.
+    pub(crate) fn all_submitted(&self) -> bool {
+        self.jobs.wanted.len() == self.setup.jobs
+            && self.jobs.wanted.iter().all(|wanted| wanted.answered.is_some() || wanted.refused)
+    }
+
+    pub(crate) fn set_pools(&mut self, member: usize) -> Result<(), Violation> {
+        let policy = |name: &str, provider, max| PoolPolicy {
+            name: PoolName(name.into()),
+            provider,
+            min: 0,
+            max,
+            placement: PlacementOrder::Spread,
+            host: HostTemplate {
+                cpu_milli: 4_000,
+                memory_bytes: 8 << 30,
+                disk_bytes: 1 << 30,
+                labels: BTreeMap::new(),
+            },
+            boot_deadline_ms: Millis::from_secs(60),
+            boot_failures: 4,
+            scale_out: Vec::new(),
+            scale_in: None,
+        };
+        let fixed = policy(STATIC, ProviderKind::Static, 100);
+        let request = self.request(Asked::Other, None);
+        self.tell(member, Event::SetPool { request, policy: fixed, actor: operator() })?;
+        let rule = ScaleOut {
+            metric: Metric::QueueLength,
+            above: 0,
+            hold_ms: Millis::from_secs(2),
+            step: 2,
+            cooldown_ms: Millis::from_secs(3),
+        };
+        let elastic = PoolPolicy {
+            placement: PlacementOrder::BinPack,
+            scale_out: vec![rule],
+            scale_in: Some(ScaleIn {
+                idle_ms: Millis::from_secs(8),
+                queue_below: 4,
+                step: 1,
+                cooldown_ms: Millis::from_secs(2),
+            }),
+            ..policy(ELASTIC, ProviderKind::Local, self.setup.pool_max)
+        };
+        let request = self.request(Asked::Other, None);
+        self.tell(member, Event::SetPool { request, policy: elastic, actor: operator() })
+    }
+
+    /// The clients' next step.
+    pub(crate) fn client(&mut self) -> Result<(), Violation> {
+        if self.jobs.wanted.is_empty()
+            && let Some(member) = self.serving()
+        {
+            self.set_pools(member)?;
+        }
+        if self.jobs.wanted.len() < self.setup.jobs {
+            let (spec, poison) = self.invent_job();
+            self.jobs.wanted.push(Wanted { spec, poison, answered: None, refused: false });
+            self.submit(self.jobs.wanted.len() - 1)?;
+        }
+        if !self.is_healed() {
+            self.operate()?;
+        }
+        if self.jobs.wanted.len() < self.setup.jobs || !self.is_healed() {
+            let pause = self.setup.span.0 / (self.setup.jobs as u64 + 1);
+            self.after(1, pause.max(2) * 3 / 2 + 1, Action::Client);
+        }
+        Ok(())
+    }
+
+    fn invent_job(&mut self) -> (JobSpec, bool) {
+        let mix = self.setup.mix;
+        let roll = self.rng.between(0, 1_000);
+        let delivery = if roll < mix.at_most_once {
+            Delivery::AtMostOnce
+        } else if roll < mix.at_most_once + mix.exclusive {
+            Delivery::Exclusive
+        } else {
+            Delivery::AtLeastOnce
+        };
+        let pool = match self.rng.between(0, 10) {
+            0 => Some(PoolName(STATIC.into())),
+            1 if self.setup.pool_max > 0 => Some(PoolName(ELASTIC.into())),
+            _any => None,
+        };
+        let poison = self.rng.chance(mix.poison);
+        let limited = self.rng.chance(mix.limited);
+        let spec = JobSpec {
+            name: String::new(),
+            owner: Actor("client".into()),
+            pool,
+            priority: i32::try_from(self.rng.between(0, 3)).unwrap_or(0),
+            tasks: if poison { 1 } else { u32::try_from(self.rng.between(1, 7)).unwrap_or(1) },
+            request: Resources { cpu_milli: 500 * self.rng.between(1, 3), memory_bytes: 1 << 30, disk_bytes: 0 },
+            fences: BTreeSet::new(),
+            constraints: BTreeMap::new(),
+            delivery,
+            on_drain: if self.rng.chance(500) { OnDrain::Requeue } else { OnDrain::Finish },
+            retries: Retries {
+                failed: u32::try_from(self.rng.between(0, 3)).unwrap_or(0),
+                lost: if self.rng.chance(500) { 3 } else { 1 },
+                drained: if self.rng.chance(500) { 16 } else { 1 },
+            },
+            time_limit: limited.then(|| Millis(self.rng.between(1_000, 60_000))),
+            grace: Millis(self.rng.between(0, 5_000)),
+        };
+        (spec, poison)
+    }
+
+    pub(crate) fn submit(&mut self, job: usize) -> Result<(), Violation> {
+        let wanted = &self.jobs.wanted[job];
+        if wanted.answered.is_some() && self.rng.chance(950) || wanted.refused {
+            return Ok(());
+        }
+        let (known, spec) = (wanted.answered, wanted.spec.clone());
+        self.after(ASK_AGAIN.0, ASK_AGAIN.0 * 2, Action::Submit { job });
+        let Some(member) = self.serving() else { return Ok(()) };
+        let request = self.request(Asked::Submit { known }, Some(job));
+        self.tell(member, Event::Submit { request, key: format!("key-{job}"), digest: [0; 32], spec })
+    }
+
+    /// A client hears.
+    pub(crate) fn answer(&mut self, request: RequestId, reply: Result<Reply, Denied>) -> Result<(), Violation> {
+        let Some((asked, job)) = self.jobs.asked.remove(&request) else { return Ok(()) };
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(denied) => {
+                self.coverage.count("denied", denied_name(&denied));
+                if let Some(job) = job {
+                    self.jobs.wanted[job].refused = true;
+                }
+                return Ok(());
+            }
+        };
+        // The reply may be lost on its way to the client.
+        if self.rng.chance(20) {
+            return Ok(());
+        }
+        self.truth.check_answer(&reply, &asked, &self.store)?;
+        match (reply, asked) {
+            (Reply::Submitted { job: id, .. }, Asked::Submit { .. }) => {
+                if let Some(wanted) = job.and_then(|job| self.jobs.wanted.get_mut(job)) {
+                    wanted.answered = Some(id);
+                }
+            }
+            (Reply::Enrolled { node }, Asked::Enroll { host }) => self.hosts[host].node = Some(node),
+            _nothing_to_note => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn enroll(&mut self, host: usize, member: usize) -> Result<(), Violation> {
+        let known = &self.hosts[host];
+        let (name, pool, from, key) = (known.name.clone(), known.pool.clone(), known.request, known.key);
+        let request = self.request(Asked::Enroll { host }, None);
+        self.tell(member, Event::Enroll { request, name, pool, host: from, key })
+    }
+
+    fn some_node(&mut self) -> Option<NodeId> {
+        let nodes: Vec<NodeId> = self.hosts.iter().filter(|host| !host.is_gone).filter_map(|host| host.node).collect();
+        self.rng.choose(&nodes).copied()
+    }
+
+    fn some_job(&mut self) -> Option<JobId> {
+        // Most commands are about something recent.
+        let jobs: Vec<JobId> = self.truth.accepted().collect();
+        let recent = &jobs[jobs.len().saturating_sub(20)..];
+        self.rng.choose(recent).copied()
+    }
+
+    /// One command, or a hasty operator's several on one node.
+    fn operate(&mut self) -> Result<(), Violation> {
+        let Some(node) = self.some_node() else { return Ok(()) };
+        self.command(node)?;
+        if self.rng.chance(100) {
+            for step in 1..self.rng.between(2, 8) {
+                let when = self.now + Millis(step * self.rng.between(1, 30));
+                self.at(when, Action::Command { node });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn command(&mut self, node: NodeId) -> Result<(), Violation> {
+        let Some(member) = self.serving().filter(|_| !self.is_healed()) else { return Ok(()) };
+        let actor = operator();
+        let event = match self.rng.between(0, 60) {
+            0..=4 => {
+                let time = self.members[member].time(self.now);
+                let order = self.invent_drain(time);
+                let request = self.request(Asked::Drain { node }, None);
+                Event::Drain { request, node, order }
+            }
+            5..=14 => {
+                let request = self.request(Asked::Other, None);
+                Event::Resume { request, node, actor, reason: "done".into() }
+            }
+            15..=18 => {
+                let Some(job) = self.some_job() else { return Ok(()) };
+                let whole = self.rng.chance(700);
+                let asked = if whole { Asked::Cancel { job } } else { Asked::Other };
+                let tasks = (!whole).then(|| vec![0]);
+                let request = self.request(asked, None);
+                Event::Cancel { request, job, tasks, actor, reason: "no".into() }
+            }
+            19..=21 => {
+                let Some(job) = self.some_job() else { return Ok(()) };
+                let request = self.request(Asked::Other, None);
+                Event::Retry { request, job, actor }
+            }
+            22 | 23 => {
+                let request = self.request(Asked::Other, None);
+                Event::Cordon { request, node, actor, reason: "look".into() }
+            }
+            24..=29 => {
+                let request = self.request(Asked::Other, None);
+                Event::Uncordon { request, node, actor, reason: "fine".into() }
+            }
+            30 => {
+                let request = self.request(Asked::Other, None);
+                let force = self.rng.chance(700);
+                Event::RemoveNode { request, node, force, actor, reason: "broken".into() }
+            }
+            31 => return self.set_pools(member),
+            _nothing => return Ok(()),
+        };
+        self.tell(member, event)
+    }
+
+    fn invent_drain(&mut self, time: Timestamp) -> DrainOrder {
+        let deadline = self.rng.chance(700).then(|| time + Millis(self.rng.between(100, 60_000)));
+        let then = match self.rng.between(0, 10) {
+            0 | 1 => DrainThen::Stop,
+            2 => DrainThen::Poweroff,
+            3 => DrainThen::Delete,
+            _most => DrainThen::Nothing,
+        };
+        let refusable = self.rng.chance(200);
+        DrainOrder { deadline, then, refusable, actor: operator(), reason: "kernel".into() }
+    }
+
+    /// After all has healed, an operator takes back what was done to nodes and jobs.
+    pub(crate) fn tidy_up(&mut self) -> Result<(), Violation> {
+        let Some(member) = self.serving() else { return Ok(()) };
+        let Some(fleet) = self.members[member].fleet() else { return Ok(()) };
+        let is_kept = |node: &NodeRecord| !matches!(node.duty, Duty::Eligible);
+        let nodes: Vec<NodeId> = fleet.nodes().filter(|(_, node)| is_kept(node)).map(|(id, _)| id).collect();
+        for node in nodes {
+            let request = self.request(Asked::Other, None);
+            self.tell(member, Event::Resume { request, node, actor: operator(), reason: "healed".into() })?;
+            let request = self.request(Asked::Other, None);
+            self.tell(member, Event::Uncordon { request, node, actor: operator(), reason: "healed".into() })?;
+        }
+        let Some(fleet) = self.members[member].fleet() else { return Ok(()) };
+        let held: Vec<JobId> = fleet.jobs().filter(|(_, job)| !job.held.is_empty()).map(|(id, _)| *id).collect();
+        for job in held {
+            let request = self.request(Asked::Other, None);
+            let reason = "it is poison".into();
+            self.tell(member, Event::Cancel { request, job, tasks: None, actor: operator(), reason })?;
+        }
+        self.set_pools(member)
+    }
+
+    /// At the very end each node is drained, and has to prove it.
+    pub(crate) fn drain_all(&mut self) -> Result<(), Violation> {
+        let Some(member) = self.serving() else { return Ok(()) };
+        let time = self.members[member].time(self.now);
+        let nodes: Vec<NodeId> =
+            self.hosts.iter().filter(|host| !host.is_gone && !host.is_clone).filter_map(|host| host.node).collect();
+        for node in nodes {
+            let order = DrainOrder {
+                deadline: Some(time + Millis::from_secs(5)),
+                then: DrainThen::Nothing,
+                refusable: false,
+                actor: operator(),
+                reason: "the end".into(),
+            };
+            let request = self.request(Asked::Drain { node }, None);
+            self.tell(member, Event::Drain { request, node, order })?;
+        }
+        Ok(())
+    }
+}
+
+const fn denied_name(denied: &Denied) -> &'static str {
+    match denied {
+        Denied::KeyConflict { .. } => "key conflict",
+        Denied::UnknownJob(_) => "unknown job",
+        Denied::UnknownTask { .. } => "unknown task",
+        Denied::UnknownNode(_) => "unknown node",
+        Denied::UnknownPool(_) => "unknown pool",
+        Denied::NeverFits { .. } => "never fits",
+        Denied::NodeState { .. } => "node state",
+        Denied::JobState { .. } => "job state",
+        Denied::NameTaken { .. } => "name taken",
+        Denied::BadPolicy { .. } => "bad policy",
+        Denied::LimitReached { .. } => "limit reached",
+    }
+}

@@ -1,0 +1,113 @@
+//! A pool's provider: makes and ends machines, and fails at both.
+
+use std::collections::BTreeMap;
+
+use muster_core::{
+    event::Event,
+    ids::{HostRequestId, PoolName},
+    resources::Resources,
+    time::Millis,
+};
+
+use crate::{agenda::Action, host::SimHost, setup::Fault, world::World};
+
+/// What the provider knows of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Machine {
+    Making,
+    Made(usize),
+    Ended,
+}
+
+#[derive(Debug, Default)]
+pub struct Provider {
+    machines: BTreeMap<HostRequestId, Machine>,
+}
+
+impl World {
+    /// Idempotent by the request.
+    pub(crate) fn create_host(&mut self, pool: PoolName, host: HostRequestId) {
+        if self.provider.machines.contains_key(&host) {
+            return;
+        }
+        if self.occurs(Fault::ProviderSilent, 60) {
+            return;
+        }
+        self.provider.machines.insert(host, Machine::Making);
+        if self.occurs(Fault::CreateFails, 100) {
+            self.provider.machines.insert(host, Machine::Ended);
+            let event = Event::HostFailed { pool, host, reason: "no machine left".into() };
+            self.after(500, 10_000, Action::ProviderTells { event });
+            return;
+        }
+        if !self.occurs(Fault::NeverJoins, 80) {
+            self.after(1_000, 40_000, Action::HostMade { pool, host });
+        }
+    }
+
+    pub(crate) fn host_made(&mut self, pool: PoolName, request: HostRequestId) {
+        if self.provider.machines.get(&request) != Some(&Machine::Making) {
+            return;
+        }
+        let at = self.hosts.len();
+        let capacity = Resources { cpu_milli: 4_000, memory_bytes: 8 << 30, disk_bytes: 1 << 30 };
+        let drift = self.invent_drift();
+        let mut host = SimHost::new(format!("made-{}", request.0), pool, capacity, drift, 0);
+        host.request = Some(request);
+        self.hosts.push(host);
+        self.provider.machines.insert(request, Machine::Made(at));
+        self.at(self.now, Action::AgentStarts { host: at });
+    }
+
+    pub(crate) fn delete_host(&mut self, pool: PoolName, host: HostRequestId) {
+        if self.occurs(Fault::ProviderSilent, 150) {
+            return;
+        }
+        if self.occurs(Fault::DeleteFails, 150) {
+            let event = Event::HostDeleteFailed { pool, host, reason: "busy".into() };
+            self.after(500, 8_000, Action::ProviderTells { event });
+            return;
+        }
+        self.after(500, 10_000, Action::HostEnds { pool, host });
+    }
+
+    pub(crate) fn host_ends(&mut self, pool: PoolName, request: HostRequestId) {
+        let machine = self.provider.machines.insert(request, Machine::Ended);
+        if let Some(Machine::Made(host)) = machine {
+            self.switch_off(host);
+        }
+        self.at(self.now + Millis(10), Action::ProviderTells { event: Event::HostGone { pool, host: request } });
+    }
+
+    /// The machine and all on it are no more.
+    pub(crate) fn switch_off(&mut self, host: usize) {
+        self.kill_agent(host);
+        self.kill_spawner(host);
+        self.hosts[host].is_gone = true;
+    }
+
+    /// Until a coordinator takes it.
+    pub(crate) fn provider_tells(&mut self, event: Event) -> Result<(), crate::Violation> {
+        match self.serving() {
+            Some(member) => self.tell(member, event),
+            None => {
+                self.at(self.now + Millis(1_000), Action::ProviderTells { event });
+                Ok(())
+            }
+        }
+    }
+
+    /// A machine that lives, for a provider that says otherwise.
+    pub(crate) fn some_machine(&mut self) -> Option<(PoolName, HostRequestId)> {
+        let living: Vec<(PoolName, HostRequestId)> = self
+            .provider
+            .machines
+            .iter()
+            .filter_map(|(request, machine)| match machine {
+                Machine::Made(host) => Some((self.hosts[*host].pool.clone(), *request)),
+                Machine::Making | Machine::Ended => None,
+            })
+            .collect();
+        self.rng.choose(&living).cloned()
+    }
+}

@@ -1,0 +1,155 @@
+//! The committed rows: what a crash leaves, and what every coordinator shares.
+
+use std::collections::BTreeMap;
+
+use muster_core::{
+    effect::{AttemptRecord, Touched},
+    fleet::{Fleet, Image, Meta},
+    ids::{AttemptId, JobId, NodeId, PoolName},
+    job::JobRecord,
+    node::NodeRecord,
+    pool::PoolRecord,
+    time::Timestamp,
+};
+
+use crate::truth::Violation;
+
+/// Who leads, as stored: the row that every commit of a shared store checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeaderRow {
+    pub term: u64,
+    /// Counts renewals, so that a standby sees that there was one.
+    pub renewals: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Store {
+    pub leader: LeaderRow,
+    meta: Meta,
+    jobs: BTreeMap<JobId, JobRecord>,
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    pools: BTreeMap<PoolName, PoolRecord>,
+    attempts: BTreeMap<AttemptId, AttemptRecord>,
+    /// The time of the last commit, by the clock of whoever made it.
+    pub last: Timestamp,
+    /// The same in true time.
+    pub last_really: Timestamp,
+    /// Only the reserve is left.
+    pub full_until: Timestamp,
+    /// Commits take their time.
+    pub slow_until: Timestamp,
+}
+
+impl Store {
+    pub fn image(&self) -> Image {
+        Image {
+            meta: self.meta.clone(),
+            jobs: self.jobs.iter().map(|(id, job)| (*id, job.clone())).collect(),
+            nodes: self.nodes.iter().map(|(id, node)| (*id, node.clone())).collect(),
+            pools: self.pools.iter().map(|(name, pool)| (name.clone(), pool.clone())).collect(),
+            attempts: self.attempts.iter().map(|(id, attempt)| (*id, attempt.clone())).collect(),
+        }
+    }
+
+    pub fn job(&self, id: JobId) -> Option<&JobRecord> {
+        self.jobs.get(&id)
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&NodeRecord> {
+        self.nodes.get(&id)
+    }
+
+    pub fn pool(&self, name: &PoolName) -> Option<&PoolRecord> {
+        self.pools.get(name)
+    }
+
+    pub fn attempt(&self, id: AttemptId) -> Option<&AttemptRecord> {
+        self.attempts.get(&id)
+    }
+
+    /// One transaction.
+    pub fn commit(&mut self, fleet: &Fleet, touched: &Touched, now: Timestamp) {
+        self.last = self.last.max(now);
+        if touched.meta {
+            self.meta = fleet.meta().clone();
+        }
+        for id in &touched.jobs {
+            if let Some(job) = fleet.job(*id) {
+                self.jobs.insert(*id, as_stored(job));
+            }
+        }
+        for id in &touched.nodes {
+            match fleet.node(*id) {
+                Some(node) => self.nodes.insert(*id, node.clone()),
+                None => self.nodes.remove(id),
+            };
+        }
+        for name in &touched.pools {
+            if let Some(pool) = fleet.pool(name) {
+                self.pools.insert(name.clone(), pool.clone());
+            }
+        }
+        for id in &touched.withdrawn {
+            self.attempts.remove(id);
+        }
+        for (id, attempt) in &touched.attempts {
+            if attempt.ended.is_some() {
+                self.attempts.remove(id);
+            } else {
+                self.attempts.insert(*id, attempt.clone());
+            }
+        }
+    }
+
+    /// FL-1: what a leader holds in memory is what a crash would leave.
+    pub fn check_equals(&self, fleet: &Fleet) -> Result<(), Violation> {
+        let differs = |what: String| Err(Violation::new("FL-1", format!("{what} is not as it was stored")));
+        if self.meta != *fleet.meta() {
+            return differs("the meta row".into());
+        }
+        for (id, job) in fleet.jobs() {
+            if self.jobs.get(id).is_none_or(|row| !is_same_job(row, job)) {
+                return differs(format!("job {id}"));
+            }
+        }
+        for (id, node) in fleet.nodes() {
+            if self.nodes.get(&id).is_none_or(|row| !is_same_node(row, node)) {
+                return differs(format!("node {}", node.name));
+            }
+            for (attempt, record) in fleet.attempts_on(id) {
+                if self.attempts.get(&attempt) != Some(record) {
+                    return differs(format!("attempt {attempt}"));
+                }
+            }
+        }
+        for (name, pool) in fleet.pools() {
+            if self.pools.get(name) != Some(pool) {
+                return differs(format!("pool {name}"));
+            }
+        }
+        let live: usize = fleet.nodes().map(|(id, _)| fleet.attempts_on(id).count()).sum();
+        if live != self.attempts.len() || fleet.nodes().count() != self.nodes.len() {
+            return differs("a row that should be gone".into());
+        }
+        Ok(())
+    }
+}
+
+/// As a stored row, a job has no live attempts of its own.
+fn as_stored(job: &JobRecord) -> JobRecord {
+    let mut row = job.clone();
+    row.live.clear();
+    row
+}
+
+fn is_same_job(row: &JobRecord, job: &JobRecord) -> bool {
+    if job.live.is_empty() { row == job } else { *row == as_stored(job) }
+}
+
+/// Since when a node is idle is not stored for each task: after a restart it counts from then.
+fn is_same_node(row: &NodeRecord, node: &NodeRecord) -> bool {
+    let mut row = row.clone();
+    row.idle_since = node.idle_since;
+    row.faults = node.faults;
+    row == *node
+}
