@@ -44,8 +44,8 @@ impl Closure {
         self.wanted.is_some()
     }
 
-    pub(super) const fn persisted(&self) -> Option<Revision> {
-        self.persisted
+    pub(super) const fn wanted(&self) -> Option<Revision> {
+        self.wanted
     }
 
     pub(super) const fn on_persisted(&mut self, revision: Option<Revision>) {

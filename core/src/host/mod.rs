@@ -157,10 +157,11 @@ impl Host {
         self.taken
     }
 
-    /// The drain that this host is durably closed for.
+    /// The drain that this host is closed for, on disk or about to be: what its hello says. One that is only
+    /// about to be counts too, or the coordinator would never reopen a host that it does not know to be closed.
     #[must_use]
     pub const fn closed_for(&self) -> Option<Revision> {
-        self.closure.persisted()
+        self.closure.wanted()
     }
 
     /// When the lease ends; zero: none was granted yet.

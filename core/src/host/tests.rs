@@ -274,6 +274,15 @@ fn a_scale_in_drain_is_refused_while_work_is_held() {
 }
 
 #[test]
+fn a_hello_names_the_drain_also_while_the_closure_is_being_written() {
+    let mut world = World::new();
+    let _ = world.tell(HostEvent::DrainAsked { revision: Revision(7), refusable: false });
+    assert_eq!(world.host.closed_for(), Some(Revision(7)), "or nobody would ever reopen it");
+    let _ = world.tell(HostEvent::ReopenOrdered { revision: Revision(7) });
+    assert_eq!(world.host.closed_for(), None);
+}
+
+#[test]
 fn a_reopened_host_takes_work_and_an_older_reopening_opens_nothing() {
     let mut world = World::new();
     let _ = world.tell(HostEvent::DrainAsked { revision: Revision(7), refusable: true });
