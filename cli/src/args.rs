@@ -105,6 +105,8 @@ pub enum Command {
     Version,
     /// Check this host, and say how to mend what a strict job would miss. Changes nothing; exit 1 if something is missing.
     Doctor(Doctor),
+    /// Play the fleet's real rules in virtual time, with faults, and check every promise; exit 1 if one breaks.
+    Simulate(Simulate),
     /// Cleans up after a killed `up` or `demo`.
     #[command(hide = true)]
     Janitor(Janitor),
@@ -186,6 +188,62 @@ pub struct Doctor {
     /// from here would have.
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
+}
+
+/// A simulated fleet: how large, what it does, what fails. Parts of the jobs are in thousandths.
+#[derive(Args, Debug)]
+pub struct Simulate {
+    /// The first seed; one seed is one run, to the byte.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// How many seeds to play, one after another.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub seeds: u64,
+    /// Threads, one seed a thread. Default: one a core.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Play this one seed and print all that happens, and a hash over it.
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seed", "seeds", "threads"])]
+    pub trace: Option<u64>,
+    /// Try to find a smaller world in which a failing seed fails as well.
+    #[arg(long)]
+    pub shrink: bool,
+    /// Hosts that join by themselves.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub hosts: usize,
+    /// Hosts that a provider makes beyond those, at most.
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub pool_max: u32,
+    /// Jobs, of 1 to 6 tasks each.
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub jobs: usize,
+    /// Clients and faults act for this long; then all heals and has to end.
+    #[arg(long, default_value = "10m", value_parser = units::duration, value_name = "TIME")]
+    pub span: Duration,
+    /// Coordinators on one store, one of which leads. Default: one or two, by the seed.
+    #[arg(long, value_name = "N")]
+    pub coordinators: Option<usize>,
+    /// Faults that occur: all, none, or names with commas; a name that is not known lists them.
+    #[arg(long, default_value = "all", value_name = "LIST")]
+    pub faults: muster_sim::Faults,
+    /// Mean time between two faults.
+    #[arg(long, default_value = "3s", value_parser = units::duration, value_name = "TIME")]
+    pub fault_every: Duration,
+    /// Jobs that may never start twice.
+    #[arg(long, default_value_t = 200, value_name = "PERMILLE")]
+    pub at_most_once: u64,
+    /// Jobs that may never run twice at once.
+    #[arg(long, default_value_t = 250, value_name = "PERMILLE")]
+    pub exclusive: u64,
+    /// Attempts that run for minutes, not seconds.
+    #[arg(long, default_value_t = 120, value_name = "PERMILLE")]
+    pub long: u64,
+    /// Jobs with a time limit.
+    #[arg(long, default_value_t = 100, value_name = "PERMILLE")]
+    pub limited: u64,
+    /// Jobs that bring down each host that they run on.
+    #[arg(long, default_value_t = 5, value_name = "PERMILLE")]
+    pub poison: u64,
 }
 
 #[derive(Args, Debug)]

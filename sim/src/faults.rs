@@ -3,6 +3,7 @@
 use muster_core::{
     host::HostEvent,
     ids::{AttemptId, Epoch, NodeId, Term},
+    spec::Delivery,
     time::{Millis, Timestamp},
 };
 
@@ -200,6 +201,11 @@ impl World {
         let owner = self.hosts.iter().position(|host| host.node == Some(node) && host.session.is_some());
         let host = if self.rng.chance(500) { owner.unwrap_or(host) } else { host };
         let is_own = self.hosts[host].node == Some(node);
+        let delivery = self.store.job(attempt.job).map(|job| job.spec.delivery);
+        if is_own && delivery != Some(Delivery::AtLeastOnce) {
+            // The answer lets the host forget its own attempt: who lies of its own work may repeat it.
+            return;
+        }
         let term = if is_own { Term(term.0.wrapping_sub(1)) } else { term };
         let epoch = Epoch { term, attempt: attempt.number };
         self.say(host, Report::Ended(attempt, epoch, Box::new(STRAY)));

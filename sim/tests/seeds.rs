@@ -12,11 +12,7 @@ fn every_promise_holds_in_every_seed() {
     if let Some(failure) = summary.failure {
         let (lines, _, _) = trace(failure.seed, failure.setup, 40);
         let seed = failure.seed;
-        panic!(
-            "{}\nseed {seed}: {}; replay: muster simulate --seed {seed} --trace",
-            lines.join("\n"),
-            failure.violation
-        );
+        panic!("{}\nseed {seed}: {}; replay: muster simulate --trace {seed}", lines.join("\n"), failure.violation);
     }
     assert_eq!(summary.seeds, SEEDS);
 }

@@ -9,6 +9,7 @@ mod outputs;
 mod pool;
 mod run;
 mod show;
+mod simulate;
 mod state;
 mod submit;
 mod watch;
@@ -48,6 +49,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     if let Command::Doctor(doctor) = &cli.command {
         return doctor::run(&output, doctor);
     }
+    // It asks no coordinator and has threads of its own.
+    if let Command::Simulate(simulate) = &cli.command {
+        return simulate::run(&output, simulate);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -72,7 +77,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Status => fleet::status(&context).await,
         Command::Events(events) => fleet::events(&context, events).await,
         Command::Version => fleet::version(&context).await,
-        Command::Janitor(_) | Command::Doctor(_) => unreachable!("run() has taken this one"),
+        Command::Janitor(_) | Command::Doctor(_) | Command::Simulate(_) => unreachable!("run() has taken this one"),
     }
 }
 
