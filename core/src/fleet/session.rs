@@ -144,6 +144,12 @@ impl Fleet {
         {
             record.duty = Duty::Eligible;
         }
+        if let Duty::Drained { drain, .. } = &record.duty
+            && (hello.closed_for_drain != drain.revision || !hello.held.is_empty())
+        {
+            // A copied or restored disk: what speaks now is not what proved itself empty (FL-7).
+            record.duty = Duty::Draining(drain.clone());
+        }
         if hello.closed_for_drain > record.drain_revision {
             // Closed by a drain of its former record, or one that a restored store does not know: the host
             // takes only newer questions, so a drain in force is asked for under a newer number.
