@@ -98,8 +98,11 @@ impl Coverage {
 }
 
 /// Every event of the core.
-const EVENTS: [&str; 25] = [
+const EVENTS: [&str; 28] = [
     "led",
+    "stored",
+    "host_saw",
+    "accept_loss",
     "tick",
     "submit",
     "cancel",
@@ -129,6 +132,9 @@ const EVENTS: [&str; 25] = [
 pub(crate) const fn event_name(event: &Event) -> &'static str {
     match event {
         Event::Led { .. } => "led",
+        Event::Stored { .. } => "stored",
+        Event::HostSaw { .. } => "host_saw",
+        Event::AcceptLoss { .. } => "accept_loss",
         Event::Tick => "tick",
         Event::Submit { .. } => "submit",
         Event::Cancel { .. } => "cancel",
