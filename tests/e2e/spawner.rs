@@ -429,10 +429,11 @@ fn an_exclusive_job_is_dead_after_its_lease_although_agent_and_spawner_are_stopp
     let mut start = spawner.script(&format!("sleep {marker}"));
     start.exclusive = true;
     let key = start.attempt;
-    spawner.ask(&Request::RenewLease { deadline_boottime_ms: boottime_ms() + 700 }, &[]);
+    spawner.ask(&Request::RenewLease { deadline_boottime_ms: boottime_ms() + 2_000 }, &[]);
     spawner.ask(&Request::Start(Box::new(start)), &[]);
     spawner.started(key);
-    assert_ne!(Spawner::left(&marker), []);
+    // In the midst of its exec it has no command line for a moment.
+    eventually_blocking(WAIT, || (!Spawner::left(&marker).is_empty()).then_some(())).expect("it runs");
     spawner.part.signal(Signal::SIGSTOP);
     let gone = eventually_blocking(WAIT, || Spawner::left(&marker).is_empty().then_some(()));
     spawner.part.signal(Signal::SIGCONT);
