@@ -542,8 +542,10 @@ pub fn reap_any() -> Result<Option<(i32, Reaped)>> {
     let mut raw_status = 0;
     // SAFETY: all zeros is valid.
     let mut usage: libc::rusage = unsafe { MaybeUninit::zeroed().assume_init() };
+    // Also children whose end raises no SIGCHLD: none may be overlooked.
+    let options = libc::WNOHANG | libc::__WALL;
     // SAFETY: both live through the call; -1 is any child.
-    let pid = unsafe { libc::wait4(-1, &raw mut raw_status, libc::WNOHANG, &raw mut usage) };
+    let pid = unsafe { libc::wait4(-1, &raw mut raw_status, options, &raw mut usage) };
     let pid = check(c_long::from(pid))? as i32;
     Ok((pid != 0).then(|| (pid, reaped(raw_status, &usage))))
 }

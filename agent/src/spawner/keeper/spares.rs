@@ -1,9 +1,10 @@
-//! Sandboxes made ahead: as many as were missed lately, of the shapes that are asked.
+//! Sandboxes that wait for a job: those made ahead, as many as were missed lately of
+//! the shapes that are asked, and those that a job has left as new.
 //!
-//! A sandbox serves one attempt and is gone with it, so nothing of one tenant is
-//! ever another's. Only an empty network namespace is used again, or an empty
-//! folder on a disk with its uid, and only by the next task of the same job: making
-//! them costs more than all the rest.
+//! What one owner's jobs were in is never another's, and nothing is ever cleaned: a
+//! sandbox with any trace of its job is gone with it. At most its network namespace,
+//! if no socket is in it, or its empty folder on a disk with its uid is used again,
+//! by the same owner: making them costs more than all the rest.
 
 use std::{
     collections::BTreeMap,
