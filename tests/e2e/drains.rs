@@ -177,6 +177,32 @@ async fn a_host_that_is_stopped_by_its_system_drains_itself_first() {
 }
 
 #[tokio::test]
+async fn an_end_after_the_hosts_time_is_told_before_the_spawner_goes() {
+    let mut fleet = Fleet::start().await;
+    let policy = "drain_at_stop_seconds = 1\n";
+    fleet.add_node("n1", &NodeOptions { policy, ..NodeOptions::default() }).await;
+    // Longer than the time that the host gives, and what the spawner adds to it, but within the job's own grace.
+    let mut template = fleet.script("trap 'sleep 7; exit 5' TERM; echo ready; while :; do sleep 0.1; done");
+    template.body.as_mut().expect("a body").grace_ms = 60_000;
+    let job = fleet.client.submit(template).await;
+    fleet.client.running(job, 1).await;
+    eventually("the trap is set", WAIT, async || {
+        fleet.client.output(job, 0).await.0.starts_with(b"ready").then_some(())
+    })
+    .await;
+    let spawner = fleet.node("n1").spawner.as_mut().expect("a spawner");
+    spawner.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(spawner.wait(WAIT).success(), "{}", spawner.log());
+    let attempt = eventually("the end is told", WAIT, async || {
+        let tasks = fleet.client.tasks(job).await;
+        tasks.first()?.attempts.first().filter(|attempt| attempt.end.is_some()).cloned()
+    })
+    .await;
+    let end = attempt.end.and_then(|end| end.reason).expect("an end");
+    assert!(matches!(end, Reason::Drained(_)), "not lost with the spawner: {end:?}");
+}
+
+#[tokio::test]
 async fn a_second_signal_means_that_the_time_is_over() {
     let mut fleet = Fleet::start().await;
     let policy = "drain_at_stop_seconds = 600\n";

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! SIGTERM ──► told (Event::Leaving) ──► nothing is held, and the drain is proved ──► ends
-//!                  └── the time is over, or a second SIGTERM: each job's own grace ──► ends
+//!                  └── the time is over, or a second SIGTERM: each job's own grace ──► the same, or patience is over ──► ends
 //! ```
 
 use super::Keeper;
@@ -33,6 +33,8 @@ pub(super) struct Leaving {
     patience_us: Option<u64>,
     /// The agent has said that the drain is proved.
     proved: bool,
+    /// Nothing is left to tell, or nobody listened for long enough.
+    heard: bool,
 }
 
 impl Leaving {
@@ -55,6 +57,7 @@ impl Keeper {
             extend_at_us: now,
             patience_us: None,
             proved: false,
+            heard: false,
         });
         let within_ms = leaving.within_ms(now);
         self.extend_stop_timeout(now);
@@ -88,22 +91,29 @@ impl Keeper {
         let now = sys::boottime_us();
         self.extend_stop_timeout(now);
         let runs = self.attempts.values().any(|attempt| matches!(attempt.stage, Stage::Live(_)));
-        // With an agent an end is held until the coordinator has it; without one nobody will ever ask.
-        let settled = !runs && (self.attempts.is_empty() || self.agent.is_none());
         let none_held = self.attempts.is_empty();
+        // With an agent an end is held until the coordinator has it; without one nobody will ever ask. When the time is
+        // over, too, ends that are not fetched yet would be lost with us.
+        let settled = !runs && (none_held || self.agent.is_none() || self.stopping);
         let patience = if none_held && self.agent.is_none() { RECONNECT_US } else { SETTLE_US };
         let Some(leaving) = &mut self.leaving else { return };
         leaving.patience_us = settled.then(|| leaving.patience_us.unwrap_or(now + patience).min(now + patience));
-        let heard = leaving.patience_us.is_some_and(|until| (leaving.proved && none_held) || until <= now);
-        if !self.stopping && (heard || leaving.deadline_us <= now) {
+        leaving.heard = leaving.patience_us.is_some_and(|until| (leaving.proved && none_held) || until <= now);
+        if !self.stopping && (leaving.heard || leaving.deadline_us <= now) {
             self.end_all(u64::MAX);
         }
+    }
+
+    /// All that runs is ended: is there nothing left to tell either, or no time was given for it?
+    pub(super) fn may_go(&self) -> bool {
+        self.policy.drain_at_stop_seconds == 0 || self.leaving.as_ref().is_none_or(|leaving| leaving.heard)
     }
 
     pub(super) fn leaving_due_us(&self) -> Option<u64> {
         let leaving = self.leaving.as_ref()?;
         let deadline = leaving.patience_us.map_or(leaving.deadline_us, |until| until.min(leaving.deadline_us));
-        Some(leaving.extend_at_us.min(if self.stopping { u64::MAX } else { deadline }))
+        let next = if self.stopping { leaving.patience_us.unwrap_or(u64::MAX) } else { deadline };
+        Some(leaving.extend_at_us.min(next))
     }
 
     /// However long jobs may take: the service manager must not lose patience while we work.

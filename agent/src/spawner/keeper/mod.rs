@@ -235,7 +235,7 @@ impl Keeper {
         let mut events = [EpollEvent::empty(); 64];
         self.expect_the_usual();
         loop {
-            if self.stopping && self.is_empty() {
+            if self.stopping && self.is_empty() && self.may_go() {
                 self.flush();
                 return Ok(farewell);
             }
