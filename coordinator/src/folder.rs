@@ -219,20 +219,27 @@ pub fn read_marker(file: &Path) -> Result<Option<Marker>, Error> {
 /// It is not there, belongs to another fleet, or the system refuses.
 pub fn take_shared(shared: &Path, fleet: &str) -> Result<PathBuf, Error> {
     let file = shared.join("fleet");
-    match fs::read_to_string(&file) {
-        Ok(owner) if owner.trim() == fleet => Ok(shared.to_owned()),
-        Ok(owner) => Err(Error::OtherFleet {
-            folder: shared.display().to_string(),
-            owner: owner.trim().to_owned(),
-            fleet: fleet.to_owned(),
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::metadata(shared).map_err(io_error("find", shared))?;
-            write_durably(&file, format!("{fleet}\n").as_bytes(), 0o644)?;
-            Ok(shared.to_owned())
+    if !file.exists() {
+        fs::metadata(shared).map_err(io_error("find", shared))?;
+        // Several may come at once: each writes a file of its own, and the first to give it the name has bound the folder.
+        let mine = shared.join(format!("fleet-{}", crate::hex::encode(&crate::tokens::random::<8>())));
+        write_durably(&mine, format!("{fleet}\n").as_bytes(), 0o644)?;
+        let named = fs::hard_link(&mine, &file);
+        let _ = fs::remove_file(&mine);
+        match named {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error("name", &file)(error)),
+            Ok(()) | Err(_) => {}
         }
-        Err(error) => Err(io_error("read", &file)(error)),
     }
+    let owner = fs::read_to_string(&file).map_err(io_error("read", &file))?;
+    if owner.trim() == fleet {
+        return Ok(shared.to_owned());
+    }
+    Err(Error::OtherFleet {
+        folder: shared.display().to_string(),
+        owner: owner.trim().to_owned(),
+        fleet: fleet.to_owned(),
+    })
 }
 
 /// Writes a file whole or not at all, durable when it returns.
@@ -263,6 +270,20 @@ mod tests {
         assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
         drop(held);
         assert!(Folder::take(root.path()).is_ok());
+    }
+
+    #[test]
+    fn a_shared_folder_belongs_to_one_fleet_whoever_comes_first() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(take_shared(&root.path().join("not-mounted"), "ab").is_err());
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| take_shared(root.path(), "ab").unwrap());
+            }
+        });
+        let refused = take_shared(root.path(), "cd").unwrap_err().to_string();
+        assert!(refused.contains("belongs to fleet ab"), "{refused}");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing else is left there");
     }
 
     #[test]

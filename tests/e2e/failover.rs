@@ -1,7 +1,7 @@
 //! Several coordinators on one PostgreSQL: whatever happens to the leader or to
 //! the data base, nothing is lost, nothing runs twice, and somebody leads again.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use muster_proto::v1::{self, end::Reason};
 use muster_tests::{
@@ -164,4 +164,20 @@ async fn the_command_line_finds_the_postgres_leader_among_several_addresses() {
     ha.kill(leader);
     let done = ask(format!("{one},{other}"));
     assert!(done.status.success(), "it waits for the takeover: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn the_set_up_of_three_coordinators_on_postgres_works_as_it_is_shipped() {
+    if Cluster::start().is_none() {
+        skip!("PostgreSQL is not installed");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/ha/try");
+    let mut command = std::process::Command::new(script);
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let ports = [free(), free(), free()].map(|port| port.local_addr().expect("it is bound").port().to_string());
+    command.arg(folder.path().join("ha")).arg("--check").env("MUSTER", muster_binary()).env("PORTS", ports.join(" "));
+    let done = command.output().expect("a script that can be executed");
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success() && out.contains("leads now"), "{out}\n{err}");
 }

@@ -22,6 +22,8 @@ use nix::unistd::{Uid, User, chown};
 pub struct Cluster {
     folder: tempfile::TempDir,
     bin: PathBuf,
+    /// Settings beside the usual ones.
+    more: String,
 }
 
 /// Where the server's programs are: PATH, or the newest of a distribution's folders.
@@ -46,10 +48,36 @@ impl Cluster {
     /// If it has, and it does not start.
     #[must_use]
     pub fn start() -> Option<Self> {
+        let cluster = Self::make()?;
+        cluster.launch();
+        Some(cluster)
+    }
+
+    /// Starts one that also has TLS on a port of loopback, with this certificate and key (PEM).
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_tls(certificate: &str, key: &str, port: u16) -> Option<Self> {
+        let mut cluster = Self::make()?;
+        for (name, text) in [("server.crt", certificate), ("server.key", key)] {
+            let file = cluster.data().join(name);
+            fs::write(&file, text).expect("a folder of ours");
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("our own file");
+            if let Some((uid, gid)) = user() {
+                chown(&file, Some(uid.into()), Some(gid.into())).expect("root may");
+            }
+        }
+        cluster.more = format!("-c ssl=on -c listen_addresses=127.0.0.1 -c port={port}");
+        cluster.launch();
+        Some(cluster)
+    }
+
+    fn make() -> Option<Self> {
         let bin = programs()?;
         let folder = tempfile::Builder::new().prefix("muster-pg-").tempdir().expect("a temporary folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");
-        let cluster = Self { folder, bin };
+        let cluster = Self { folder, bin, more: String::new() };
         let data = cluster.data();
         fs::create_dir(&data).expect("a folder in our own");
         if let Some((uid, gid)) = user() {
@@ -59,7 +87,6 @@ impl Cluster {
         }
         let made = ["-A", "trust", "-U", "muster", "-E", "UTF8", "--no-sync", "--no-locale", "-D"];
         cluster.run("initdb", &[&made[..], &[text(&data)]].concat());
-        cluster.launch();
         Some(cluster)
     }
 
@@ -74,7 +101,8 @@ impl Cluster {
     pub fn launch(&self) {
         let (data, log, folder) = (self.data(), self.folder.path().join("log"), self.folder.path().display());
         let options = format!(
-            "-c listen_addresses='' -c unix_socket_directories={folder} -c shared_buffers=16MB -c max_connections=60"
+            "-c listen_addresses='' -c unix_socket_directories={folder} -c shared_buffers=16MB -c max_connections=60 {}",
+            self.more
         );
         self.run("pg_ctl", &["-D", text(&data), "-w", "-o", &options, "-l", text(&log), "start"]);
     }

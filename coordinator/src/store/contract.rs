@@ -332,7 +332,8 @@ fn a_postgres_leader_that_was_deposed_writes_nothing() {
     let mut new = PostgresStore::open(&target, later, second.leadership.clone()).unwrap();
     assert!(new.load().unwrap().0.jobs.is_empty());
     new.commit(&batch(&new_job)).unwrap();
-    assert_eq!(new.load().unwrap().0.jobs, [(JobId(1024), new_job)]);
+    assert_eq!(new.load().unwrap().0.jobs, [(JobId(1024), new_job.clone())]);
+    assert_eq!(postgres::read_state(&target).unwrap().jobs, [(JobId(1024), new_job)], "read beside the leader");
     second.resign();
 }
 
@@ -398,4 +399,38 @@ fn postgres_tables_of_another_fleet_or_a_later_version_are_refused() {
     });
     let later = postgres::prepare(&target, FLEET, true).unwrap_err();
     assert!(matches!(later, Error::NewerSchema { found: 2, known: 1 }), "{later}");
+}
+
+#[test]
+fn postgres_is_reached_by_tls_only_where_its_certificate_is_vouched_for() {
+    let authority = || {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        (params.self_signed(&key).unwrap(), rcgen::Issuer::new(params, key))
+    };
+    let ((ca, issuer), (other, _)) = (authority(), authority());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let server = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let Some(_cluster) = Cluster::start_tls(&server.pem(), &key.serialize_pem(), port) else {
+        println!(
+            "SKIP postgres_is_reached_by_tls_only_where_its_certificate_is_vouched_for: PostgreSQL is not installed"
+        );
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (folder.path().join("ours.pem"), folder.path().join("theirs.pem"));
+    std::fs::write(&ours, ca.pem()).unwrap();
+    std::fs::write(&theirs, other.pem()).unwrap();
+    let url = format!("postgres://muster@localhost:{port}/postgres");
+    postgres::prepare(&Target::parse(&url, Some(&ours)).unwrap(), FLEET, true).unwrap();
+    let refused = postgres::prepare(&Target::parse(&url, Some(&theirs)).unwrap(), FLEET, true).unwrap_err();
+    assert!(crate::chain(&refused).contains("certificate"), "{}", crate::chain(&refused));
+    let unsaid = Target::parse(&format!("{url}?sslmode=require"), None).unwrap_err();
+    assert!(unsaid.to_string().contains("store_ca"), "{unsaid}");
+    let secret = Target::parse("postgres://muster:hunter2@:x/y?z", None).unwrap_err();
+    assert!(!crate::chain(&secret).contains("hunter2"), "a password is not told: {}", crate::chain(&secret));
+    let plain = Target::parse("postgres://muster:hunter2@db.example/fleet", None).unwrap();
+    assert_eq!(format!("{plain} {plain:?}"), "db.example/fleet Target(db.example/fleet)");
 }
