@@ -34,9 +34,18 @@ pub struct StateError {
 pub struct StateFolder {
     root: PathBuf,
     remembered: Remembered,
-    seen: Seen,
+    seen: SeenNote,
     seen_noted: Instant,
     _lock: Flock<File>,
+}
+
+/// What a leader said, with its seal, which alone makes it count.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenNote {
+    /// Its term and last commit.
+    pub seen: Seen,
+    /// Hexadecimal.
+    pub seal: String,
 }
 
 /// What leaders said, below the agent's folder.
@@ -44,11 +53,11 @@ const SEEN_FILE: &str = "seen.json";
 /// Between two notes of what one leader says.
 const SEEN_EVERY: Duration = Duration::from_secs(60);
 
-fn read_seen(path: &Path) -> Result<Seen, StateError> {
+fn read_seen(path: &Path) -> Result<SeenNote, StateError> {
     match fs::read(path) {
         // It is a help to the coordinator; without it this host takes part as one that has seen nothing.
         Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Seen::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(SeenNote::default()),
         Err(error) => Err(failed("read", path)(error)),
     }
 }
@@ -119,8 +128,8 @@ impl StateFolder {
 
     /// The last that a leader said it had committed.
     #[must_use]
-    pub const fn seen(&self) -> Seen {
-        self.seen
+    pub const fn seen(&self) -> &SeenNote {
+        &self.seen
     }
 
     /// A leader said so. Durable at once when it is another leader, else now and then: after a crash the host
@@ -128,15 +137,15 @@ impl StateFolder {
     ///
     /// # Errors
     /// The disk did not take it.
-    pub fn note_seen(&mut self, seen: Seen) -> Result<(), StateError> {
-        if seen <= self.seen {
+    pub fn note_seen(&mut self, seen: Seen, seal: &[u8]) -> Result<(), StateError> {
+        if seen <= self.seen.seen {
             return Ok(());
         }
-        let due = seen.term != self.seen.term || self.seen_noted.elapsed() >= SEEN_EVERY;
-        self.seen = seen;
+        let due = seen.term != self.seen.seen.term || self.seen_noted.elapsed() >= SEEN_EVERY;
+        self.seen = SeenNote { seen, seal: hex::encode(seal) };
         if due {
             self.seen_noted = Instant::now();
-            let text = serde_json::to_vec(&seen).expect("plain fields are JSON");
+            let text = serde_json::to_vec(&self.seen).expect("plain fields are JSON");
             write_durably(&self.root.join(SEEN_FILE), &text, 0o600)?;
         }
         Ok(())

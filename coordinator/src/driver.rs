@@ -32,6 +32,7 @@ use crate::{
     clock::Clock,
     leadership::Leadership,
     orders::{HostOrder, Order, order_of},
+    seal::Seal,
     shared::{Member, Members, Vitals},
     starts::{Bodies, Parts},
     store::{self, Batch, Store},
@@ -233,6 +234,8 @@ pub struct Setup {
     pub term: Term,
     /// Stored before.
     pub commits: u64,
+    /// On what hosts keep for the next leader.
+    pub seal: Seal,
     /// Goes on after the last stored time.
     pub clock: Clock,
     /// Told of nodes after each commit.
@@ -488,7 +491,7 @@ impl Driver {
     /// A node that does not take its orders is cut off: it comes back and compares.
     fn order_node(&mut self, effect: Effect) {
         let told = Seen { term: self.parts.fleet.meta().term, commit: self.commits };
-        let Some((session, order)) = order_of(effect, told) else { return };
+        let Some((session, order)) = order_of(effect, told, &self.parts.seal) else { return };
         let Some((node, outbox)) = self.outboxes.get(&session) else { return };
         let node = *node;
         let closes = matches!(order, Order::Close(_));

@@ -22,7 +22,10 @@ use rustls_pki_types::{
 use sha2::{Digest as _, Sha256};
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
-use crate::folder::{self, write_durably};
+use crate::{
+    folder::{self, write_durably},
+    seal::Seal,
+};
 
 /// The name under which clients know every coordinator.
 pub const SERVER_NAME: &str = "muster-coordinator";
@@ -150,6 +153,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     ca: CertificateDer<'static>,
     server: (CertificateDer<'static>, Vec<u8>),
+    seal: Seal,
 }
 
 impl std::fmt::Debug for Authority {
@@ -215,6 +219,7 @@ impl Authority {
     pub fn open(pki: &Path, sans: &[String]) -> Result<Self, Error> {
         let ca: CertificateDer<'static> = read_pem(&pki.join("ca.pem"))?;
         let key = read_key(&pki.join("ca.key"))?;
+        let seal = Seal::new(&key.serialize_der());
         let issuer = Issuer::from_ca_cert_der(&ca, key).map_err(certificate("read", "the CA's certificate"))?;
         let server = pki.join("server.pem");
         let ends_soon = read_pem(&server).map_or(true, |certificate| life_left(&certificate) < SERVER_RENEW);
@@ -223,7 +228,13 @@ impl Authority {
         }
         let key = read_key(&pki.join("server.key"))?;
         let server = (read_pem(&server)?, key.serialize_der());
-        Ok(Self { issuer, ca, server })
+        Ok(Self { issuer, ca, server, seal })
+    }
+
+    /// Seals what hosts keep for the next leader.
+    #[must_use]
+    pub const fn seal(&self) -> &Seal {
+        &self.seal
     }
 
     /// The CA's certificate.

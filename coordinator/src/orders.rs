@@ -12,6 +12,8 @@ use muster_proto::{
     v1::{self, coordinator_message::Message},
 };
 
+use crate::seal::Seal;
+
 /// What goes to a node's stream.
 #[derive(Clone, Debug)]
 pub enum Order {
@@ -48,7 +50,7 @@ pub enum HostOrder {
 
 /// The order that an effect is, and the stream that it goes to. `told` is what is committed now, by whom.
 #[must_use]
-pub fn order_of(effect: Effect, told: Seen) -> Option<(SessionId, Order)> {
+pub fn order_of(effect: Effect, told: Seen, seal: &Seal) -> Option<(SessionId, Order)> {
     let ids = |attempts: Vec<AttemptId>| attempts.into_iter().map(v1::AttemptId::from).collect();
     Some(match effect {
         Effect::Start { session, attempts, .. } => (session, Order::Start(attempts)),
@@ -72,6 +74,7 @@ pub fn order_of(effect: Effect, told: Seen) -> Option<(SessionId, Order)> {
                 unknown: ids(unknown),
                 term: told.term.0,
                 commit: told.commit,
+                seal: seal.of(told).to_vec().into(),
             };
             (session, Order::Message(Message::Lease(lease)))
         }

@@ -376,6 +376,7 @@ impl Shell {
             leadership: leadership.clone(),
             term,
             commits,
+            seal: self.authority.seal().clone(),
             clock,
             members: members.clone(),
             vitals: vitals.clone(),

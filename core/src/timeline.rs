@@ -3,10 +3,10 @@
 //!
 //! A store that was restored from a backup, or a data base that failed over to
 //! a copy that lagged, looks whole. But hosts remember the term and the number
-//! of the commit that they were last told, and the terms of what they run. A host
-//! that knows a term which this store does not, or a later commit of a term than
-//! the next one began at, has seen what is gone. It is the check by which a Kafka
-//! replica finds where its log and its leader's parted (KIP-101).
+//! of the commit that they were last told. A host that knows a term which this
+//! store does not, or a later commit of a term than the next one began at, has
+//! seen what is gone. It is the check by which a Kafka replica finds where its
+//! log and its leader's parted (KIP-101).
 
 use alloc::vec::Vec;
 

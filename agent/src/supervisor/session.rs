@@ -22,6 +22,7 @@ use super::{Notice, Supervisor, notify};
 use crate::{
     chain, config,
     connection::{self, Again, ConnectError, Reconnect, Session},
+    hex,
     identity::{Certificate, IdentityError},
     jitter,
     job::Job,
@@ -104,8 +105,9 @@ impl Supervisor {
             held: self.host.held().map(order::held_to_wire).collect(),
             closed_for_drain: self.host.closed_for().map_or(0, |revision| revision.0),
             instance: self.state.instance().to_owned(),
-            seen_term: self.state.seen().term.0,
-            seen_commit: self.state.seen().commit,
+            seen_term: self.state.seen().seen.term.0,
+            seen_commit: self.state.seen().seen.commit,
+            seen_seal: hex::decode(&self.state.seen().seal).unwrap_or_default().into(),
             host_name: config::host_name(),
             kernel: nix::sys::utsname::uname()
                 .map(|name| name.release().to_string_lossy().into_owned())
@@ -252,7 +254,7 @@ impl Supervisor {
             Message::Welcome(_) => self.on_broken("a second welcome came"),
             Message::Lease(lease) => {
                 let seen = Seen { term: Term(lease.term), commit: lease.commit };
-                if let Err(error) = self.state.note_seen(seen) {
+                if let Err(error) = self.state.note_seen(seen, &lease.seal) {
                     tracing::warn!("{}", chain(&error));
                 }
                 self.tell(HostEvent::LeaseGranted {

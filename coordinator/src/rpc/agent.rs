@@ -137,6 +137,7 @@ impl Session {
         };
         let hello = convert::hello(&wire).map_err(status::rejected)?;
         let seen = Seen { term: Term(wire.seen_term), commit: wire.seen_commit };
+        let seen = self.context.authority.seal().checked(seen, &wire.seen_seal);
         self.context.vitals.update(self.node, |vitals| {
             vitals.agent_version = wire.agent_version;
             vitals.kernel = wire.kernel;

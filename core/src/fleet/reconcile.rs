@@ -31,11 +31,7 @@ impl Fleet {
     /// What a host was told last, by whichever leader.
     pub(super) fn host_saw(&mut self, id: NodeId, seen: Seen, now: Timestamp, out: &mut Output) {
         if self.meta.timeline.contradicts(seen) {
-            let what = if seen.commit == 0 {
-                format!("holds work of term {}", seen.term.0)
-            } else {
-                format!("has seen commit {} of term {}", seen.commit, seen.term.0)
-            };
+            let what = format!("has seen commit {} of term {}", seen.commit, seen.term.0);
             self.note_loss(id, &what, now, out);
         }
     }
@@ -54,15 +50,14 @@ impl Fleet {
         out.touched.meta = true;
     }
 
-    /// Looks through what a host holds for what this store lost, and adopts it.
+    /// After a loss: adopts what a host holds and this store does not know.
     pub(super) fn reconcile(&mut self, id: NodeId, held: &[Held], now: Timestamp, out: &mut Output) {
+        if self.meta.loss.is_none() {
+            return;
+        }
         for held in held {
             let known = self.attempts.get(&held.attempt).is_some_and(|known| known.record.term == held.epoch.term);
-            if known {
-                continue;
-            }
-            self.host_saw(id, Seen { term: held.epoch.term, commit: 0 }, now, out);
-            if self.meta.loss.is_some() {
+            if !known {
                 self.adopt_attempt(id, held.attempt, held.epoch, now, out);
             }
         }
