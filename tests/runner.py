@@ -317,6 +317,12 @@ def check_rust(results, options):
         results.pass_("doc-tests")
     else:
         results.fail("doc-tests", "the lines above say which")
+    # A feature of its own: the rules are broken on purpose in this build alone.
+    mutations = ["cargo", "test", "--locked", "--quiet", "-p", "muster-sim", "--features", "mutations", "--test", "mutations"]
+    if run(mutations, 1200):
+        results.pass_("mutations")
+    else:
+        results.fail("mutations", "a rule that was broken on purpose was not noticed; the lines above say which")
 
 
 def read_junit(results, report, ok):

@@ -70,8 +70,8 @@ impl World {
                     self.break_stream(session);
                 }
             }
-            Fault::CutUp => self.hosts[host].link.up_cut = until,
-            Fault::CutDown => self.hosts[host].link.down_cut = until,
+            Fault::CutUp => extend(&mut self.hosts[host].link.up_cut, until),
+            Fault::CutDown => extend(&mut self.hosts[host].link.down_cut, until),
             Fault::Partition => self.cut_off(host, until),
             Fault::SwitchDies => {
                 let count = usize::try_from(self.rng.between(2, self.hosts.len().max(3) as u64)).unwrap_or(2);
@@ -81,7 +81,7 @@ impl World {
             }
             Fault::SlowNetwork => self.hosts[host].link.slow = until,
             Fault::AgentDies => self.kill_agent(host),
-            Fault::AgentPaused => self.hosts[host].agent_paused = until,
+            Fault::AgentPaused => extend(&mut self.hosts[host].agent_paused, until),
             Fault::SpawnerDies => return self.lose_spawner(host),
             Fault::BothDie => {
                 self.kill_agent(host);
@@ -92,10 +92,10 @@ impl World {
                 let within = self.rng.chance(700).then(|| Millis(self.rng.between(1_000, 60_000)));
                 self.say(host, Report::Stopping { within });
             }
-            Fault::HostDiskFull => self.hosts[host].disk_full = until,
-            Fault::HostDiskSlow => self.hosts[host].disk_slow = until,
-            Fault::BlackHole => self.hosts[host].black_hole = until,
-            Fault::Unkillable => self.hosts[host].unkillable = until,
+            Fault::HostDiskFull => extend(&mut self.hosts[host].disk_full, until),
+            Fault::HostDiskSlow => extend(&mut self.hosts[host].disk_slow, until),
+            Fault::BlackHole => extend(&mut self.hosts[host].black_hole, until),
+            Fault::Unkillable => extend(&mut self.hosts[host].unkillable, until),
             Fault::Cloned => self.clone_host(host, until),
             Fault::StrayReport => self.stray_report(host),
             Fault::ProviderLies => {
@@ -145,8 +145,8 @@ impl World {
     /// Neither side is told: each learns it from silence.
     fn cut_off(&mut self, host: usize, until: Timestamp) {
         let link = &mut self.hosts[host].link;
-        link.up_cut = until;
-        link.down_cut = until;
+        extend(&mut link.up_cut, until);
+        extend(&mut link.down_cut, until);
     }
 
     fn lose_spawner(&mut self, host: usize) -> Result<(), Violation> {
@@ -210,4 +210,9 @@ impl World {
         let epoch = Epoch { term, attempt: attempt.number };
         self.say(host, Report::Ended(attempt, epoch, Box::new(STRAY)));
     }
+}
+
+/// What lasts already does not end earlier: what waits for its end keeps its order.
+fn extend(end: &mut Timestamp, until: Timestamp) {
+    *end = (*end).max(until);
 }

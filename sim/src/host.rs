@@ -296,7 +296,7 @@ impl World {
         match effect {
             HostEffect::Start { attempt } => {
                 let Some(order) = self.hosts[host].orders.get(&attempt).copied() else { return Ok(()) };
-                self.truth.handed(attempt);
+                self.truth.handed(attempt, order, &self.hosts[host], self.now)?;
                 let at = self.socket(host);
                 self.at(at, Action::Spawn { host, spawner, order });
             }

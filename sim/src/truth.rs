@@ -9,7 +9,7 @@ use muster_core::{
     end::{Blame, End},
     event::Event,
     fleet::{Fleet, Output},
-    host::Verdict,
+    host::{StartOrder, Verdict},
     ids::{AttemptId, HostRequestId, JobId, NodeId, TaskIndex},
     lease, limits,
     node::{Duty, Liveness, NodeRecord},
@@ -135,8 +135,19 @@ impl Truth {
     }
 
     /// An agent gives it to its spawner.
-    pub fn handed(&mut self, attempt: AttemptId) {
+    pub fn handed(
+        &mut self,
+        attempt: AttemptId,
+        order: StartOrder,
+        on: &SimHost,
+        now: Timestamp,
+    ) -> Result<(), Violation> {
         self.attempts.entry(attempt).or_default().handed = true;
+        // The spawner would refuse it too; each of the two holds by itself.
+        if order.exclusive && on.boottime(now) >= on.lease {
+            return broken("FL-3", format!("attempt {attempt} is handed over on {} without a lease", on.name));
+        }
+        Ok(())
     }
 
     /// User code of this attempt begins on this host.
