@@ -49,6 +49,10 @@ pub enum Action {
     Persisted { host: usize, agent_start: u64, revision: Option<Revision> },
     /// The spawner is asked for its list.
     List { host: usize, agent_start: u64 },
+    /// The agent sees that its connection to this life of the spawner broke.
+    SpawnerGone { host: usize, agent_start: u64, spawner: u64 },
+    /// An agent without a spawner connects to one.
+    Relink { host: usize, agent_start: u64 },
     /// An order to start reaches the spawner.
     Spawn { host: usize, spawner: u64, order: StartOrder },
     /// An order to stop reaches the spawner.

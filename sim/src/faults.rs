@@ -1,7 +1,6 @@
 //! What goes wrong, and how.
 
 use muster_core::{
-    host::HostEvent,
     ids::{AttemptId, Epoch, NodeId, Term},
     spec::Delivery,
     time::{Millis, Timestamp},
@@ -82,7 +81,7 @@ impl World {
             Fault::SlowNetwork => self.hosts[host].link.slow = until,
             Fault::AgentDies => self.kill_agent(host),
             Fault::AgentPaused => extend(&mut self.hosts[host].agent_paused, until),
-            Fault::SpawnerDies => return self.lose_spawner(host),
+            Fault::SpawnerDies => self.lose_spawner(host),
             Fault::BothDie => {
                 self.kill_agent(host);
                 self.kill_spawner(host);
@@ -149,12 +148,11 @@ impl World {
         extend(&mut link.down_cut, until);
     }
 
-    fn lose_spawner(&mut self, host: usize) -> Result<(), Violation> {
+    fn lose_spawner(&mut self, host: usize) {
+        let known = &self.hosts[host];
+        let (agent_start, spawner) = (known.agent_start, known.spawner);
         self.kill_spawner(host);
-        self.tell_agent(host, HostEvent::SpawnerGone)?;
-        let agent_start = self.hosts[host].agent_start;
-        self.after(10, 800, Action::List { host, agent_start });
-        Ok(())
+        self.at(self.now, Action::SpawnerGone { host, agent_start, spawner });
     }
 
     fn reboot(&mut self, host: usize) {
@@ -164,15 +162,15 @@ impl World {
         self.hosts[host].reboot(now);
     }
 
-    pub(crate) fn brought_down(&mut self, host: usize, spawner: u64, reboots: bool) -> Result<(), Violation> {
+    pub(crate) fn brought_down(&mut self, host: usize, spawner: u64, reboots: bool) {
         if self.hosts[host].spawner != spawner || self.hosts[host].is_gone {
-            return Ok(());
+            return;
         }
         if reboots {
             self.reboot(host);
-            return Ok(());
+        } else {
+            self.lose_spawner(host);
         }
-        self.lose_spawner(host)
     }
 
     fn clone_host(&mut self, host: usize, until: Timestamp) {

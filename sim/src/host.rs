@@ -20,6 +20,9 @@ use crate::{
     world::World,
 };
 
+/// No life of a spawner: they count from 1.
+const NO_SPAWNER: u64 = 0;
+
 /// What the spawner keeps of an attempt.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
@@ -111,7 +114,7 @@ impl SimHost {
             closed_for: None,
             left: false,
             agent_paused: Timestamp(0),
-            talks_to: 0,
+            talks_to: NO_SPAWNER,
             orders: BTreeMap::new(),
             session: None,
             is_welcome: false,
@@ -236,6 +239,21 @@ impl World {
         known.talks_to = known.spawner;
         let listed = known.list();
         self.apply(host, listed)
+    }
+
+    /// Only its own connection tells the agent anything: a spawner that came and went meanwhile it never knew.
+    pub(crate) fn lose_link(&mut self, host: usize, agent_start: u64, spawner: u64) -> Result<(), Violation> {
+        let known = &mut self.hosts[host];
+        if known.agent_start != agent_start || known.talks_to != spawner {
+            return Ok(());
+        }
+        known.talks_to = NO_SPAWNER;
+        self.after(10, 800, Action::Relink { host, agent_start });
+        self.apply(host, HostEvent::SpawnerGone)
+    }
+
+    pub(crate) fn relink(&mut self, host: usize, agent_start: u64) -> Result<(), Violation> {
+        if self.hosts[host].talks_to == NO_SPAWNER { self.list(host, agent_start) } else { Ok(()) }
     }
 
     pub(crate) fn kill_agent(&mut self, host: usize) {

@@ -501,6 +501,13 @@ impl Truth {
                 return broken("FL-12", format!("scale-in takes node {} although the brake holds", node.name));
             }
         }
+        if let (Some(Duty::Draining(old)), Duty::Draining(new)) = (before.as_ref().map(|row| &row.duty), &node.duty)
+            && old.revision == new.revision
+            && let Some(deadline) = old.order.deadline
+            && new.order.deadline.is_none_or(|later| later > deadline)
+        {
+            return broken("F7", format!("the drain of {} was put off by a later request", node.name));
+        }
         let is_proved = |duty: &Duty| matches!(duty, Duty::Drained { .. } | Duty::Stopping { .. });
         if is_proved(&node.duty) && !before.as_ref().is_some_and(|row| is_proved(&row.duty)) {
             self.check_proved(id, node, hosts)?;
@@ -563,6 +570,20 @@ impl Truth {
                     let stored = store.attempt(*attempt);
                     if stored.is_none_or(|row| row.node != *node || row.term != epoch.term) {
                         return broken("FL-4", format!("attempt {attempt} is sent before it is stored"));
+                    }
+                }
+                Ok(())
+            }
+            Effect::Stop { attempts, .. } => {
+                for order in attempts {
+                    // One that ended in the same batch has no row any more.
+                    let Some(row) = store.attempt(order.attempt) else { continue };
+                    if row.stopping.is_none_or(|(_, reason)| reason != order.reason) {
+                        let (attempt, reason) = (order.attempt, order.reason);
+                        return broken(
+                            "FL-9",
+                            format!("attempt {attempt} is to stop as {reason:?}, which is not stored"),
+                        );
                     }
                 }
                 Ok(())

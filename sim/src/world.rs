@@ -268,6 +268,8 @@ impl World {
             | Action::Heartbeat { host, .. }
             | Action::ToAgent { host, .. }
             | Action::Persisted { host, .. }
+            | Action::SpawnerGone { host, .. }
+            | Action::Relink { host, .. }
             | Action::List { host, .. } => *host,
             _of_others => return None,
         };
@@ -309,6 +311,8 @@ impl World {
             }
             Action::Persisted { host, agent_start, revision } => self.persisted(host, agent_start, revision),
             Action::List { host, agent_start } => self.list(host, agent_start),
+            Action::SpawnerGone { host, agent_start, spawner } => self.lose_link(host, agent_start, spawner),
+            Action::Relink { host, agent_start } => self.relink(host, agent_start),
             Action::Spawn { host, spawner, order } => self.spawn(host, spawner, order),
             Action::Terminate { host, spawner, attempt, reason, grace } => {
                 self.terminate(host, spawner, attempt, reason, grace)
@@ -316,7 +320,10 @@ impl World {
             Action::Exits { host, spawner, attempt, verdict } => self.exit(host, spawner, attempt, verdict),
             Action::Emptied { host, spawner, attempt, verdict } => self.empty(host, spawner, attempt, verdict),
             Action::LeaseTimer { host, spawner } => self.check_lease(host, spawner),
-            Action::BroughtDown { host, spawner, reboots } => self.brought_down(host, spawner, reboots),
+            Action::BroughtDown { host, spawner, reboots } => {
+                self.brought_down(host, spawner, reboots);
+                Ok(())
+            }
             Action::WantedAgain { host } => {
                 self.hosts[host].left = false;
                 self.start_agent(host)
