@@ -88,6 +88,13 @@ impl Fleet {
             out.effects.push(Effect::CloseSession { node: id, session, reason });
             return;
         }
+        let is_same_host = node.record.boot_id == hello.boot_id && node.record.instance == hello.instance;
+        if is_same_host && hello.agent_start < node.record.agent_start {
+            // Late from a stream of an agent that has died since: what it held then says nothing about now.
+            let reason = String::from("a newer agent of this host has spoken since");
+            out.effects.push(Effect::CloseSession { node: id, session, reason });
+            return;
+        }
         if let Some(reason) = second_claimant(node, &hello, now) {
             record(out, now, Subject::Node(id), "claimed_twice", reason.clone(), None);
             out.effects.push(Effect::CloseSession { node: id, session, reason });
