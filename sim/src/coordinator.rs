@@ -468,6 +468,9 @@ impl World {
                     self.count("coordinator", "withheld a lease");
                     return Ok(());
                 }
+                if leader.term != self.store.leader.term {
+                    return Err(Violation::new("FL-3", "a lease is granted while another coordinator leads".into()));
+                }
             }
             Effect::Welcome { .. }
             | Effect::Start { .. }

@@ -62,6 +62,8 @@ pub struct SimHost {
     orders: BTreeMap<AttemptId, StartOrder>,
     /// The stream as this side sees it.
     pub session: Option<SessionId>,
+    /// Streams that this agent process has opened.
+    pub streams_since_start: u32,
     pub is_welcome: bool,
     pub sequence: u64,
     pub answered: Timestamp,
@@ -117,6 +119,7 @@ impl SimHost {
             talks_to: NO_SPAWNER,
             orders: BTreeMap::new(),
             session: None,
+            streams_since_start: 0,
             is_welcome: false,
             sequence: 0,
             answered: Timestamp(0),
@@ -223,6 +226,7 @@ impl World {
         known.agent_start += 1;
         known.agent = Some(Host::new(known.capacity, known.closed_for));
         known.orders.clear();
+        known.streams_since_start = 0;
         known.session = None;
         known.agent_paused = self.now;
         known.talks_to = known.spawner;

@@ -203,6 +203,7 @@ impl World {
         let known = &mut self.hosts[host];
         known.session = Some(session);
         known.sequence = 0;
+        known.streams_since_start += 1;
         known.is_welcome = false;
         known.answered = self.now;
         let hello = known.hello();
@@ -223,6 +224,9 @@ impl World {
         {
             self.truth.check_reported_end(*attempt, host)?;
         }
+        if matches!(report, Report::Hello(_)) && self.is_stale_hello(host, session) {
+            return Ok(());
+        }
         let event = match report {
             Report::Hello(hello) => Event::NodeConnected { node, session, hello: *hello },
             Report::Heartbeat { sequence, held } => {
@@ -241,6 +245,13 @@ impl World {
             Report::Stuck(attempt) => Event::AttemptStuck { node, session, attempt },
         };
         self.tell(member, event)
+    }
+
+    /// A hello that arrives after the same agent's next one: hellos carry no number of their stream, so the
+    /// rules could not tell which is newer. Not played.
+    fn is_stale_hello(&self, host: usize, session: SessionId) -> bool {
+        let known = &self.hosts[host];
+        known.agent.is_some() && known.session != Some(session) && known.streams_since_start > 1
     }
 
     /// The coordinator's end closes.
