@@ -89,10 +89,11 @@ async fn a_restored_backup_is_noticed_and_what_runs_is_adopted_and_not_run_again
 async fn a_restored_backup_is_noticed_although_nothing_runs() {
     let mut fleet = Fleet::with_node().await;
     let backup = tempfile::tempdir().expect("a folder");
+    // What it says of yesterday's leader must not come later and be taken for today's.
+    let told = fleet.folder().join("n1/agent/seen.json");
+    let before = eventually("its host was told of a leader", WAIT, async || fs::read_to_string(&told).ok()).await;
     fleet.kill_coordinator();
     copy_store(&fleet.data(), backup.path());
-    let told = fleet.folder().join("n1/agent/seen.json");
-    let before = fs::read_to_string(&told).unwrap_or_default();
     fleet.start_coordinator().await;
     eventually("its host was told of today's leader", WAIT, async || {
         (fs::read_to_string(&told).unwrap_or_default() != before).then_some(())
