@@ -177,11 +177,12 @@ pub fn pivot_root(new: &CStr, old: &CStr) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_pivot_root, new.as_ptr(), old.as_ptr()) }).map(drop)
 }
 
-/// The root of the message queues of this IPC namespace (mq_overview(7)), mounted nowhere.
+/// The root of the message queues of this IPC namespace (mq_overview(7)), mounted nowhere, and what holds it: letting
+/// go of the mount makes the kernel wait for all processors, so it is kept for as long as the folder.
 ///
 /// # Errors
 /// As fsopen(2), fsconfig(2), fsmount(2) or openat(2).
-pub fn open_message_queues() -> Result<OwnedFd> {
+pub fn open_message_queues() -> Result<[OwnedFd; 2]> {
     const FSOPEN_CLOEXEC: c_uint = 1;
     const FSCONFIG_CMD_CREATE: c_uint = 6;
     const FSMOUNT_CLOEXEC: c_uint = 1;
@@ -197,7 +198,7 @@ pub fn open_message_queues() -> Result<OwnedFd> {
         let fd = check(libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0))?;
         OwnedFd::from_raw_fd(fd as RawFd)
     };
-    open_at(mount.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY)
+    Ok([open_at(mount.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY)?, mount])
 }
 
 /// Does this IPC namespace hold no shared memory, no semaphores and no queue of System V?

@@ -21,8 +21,8 @@ use super::{
 #[derive(Debug)]
 pub struct Places {
     folders: Vec<Folder>,
-    /// Those of the IPC namespace, if it is the sandbox's own.
-    queues: Option<OwnedFd>,
+    /// Those of the IPC namespace, if it is the sandbox's own, and the mount that holds their folder.
+    queues: Option<[OwnedFd; 2]>,
     /// /proc/self/net/sockstat, if the network namespace is the sandbox's own.
     sockets: Option<OwnedFd>,
 }
@@ -62,7 +62,7 @@ impl Places {
             && self
                 .queues
                 .as_ref()
-                .is_none_or(|queues| sys::is_empty_folder(queues.as_fd()) && sys::has_no_system_v_objects())
+                .is_none_or(|[queues, _]| sys::is_empty_folder(queues.as_fd()) && sys::has_no_system_v_objects())
             && self.sockets.as_ref().is_none_or(|sockstat| sys::has_no_sockets(sockstat.as_fd()) == Ok(true))
     }
 }

@@ -277,6 +277,10 @@ impl Keeper {
             if ready == 0 || self.spares.is_short() {
                 self.prepare_one();
             }
+            let useless = self.spares.useless();
+            if useless > 0 && (ready == 0 || useless > USELESS_MAX) {
+                self.spares.end_useless();
+            }
             if ready == 0 || self.rubbish.len() > RUBBISH_MAX {
                 self.rubbish.clear();
             }
@@ -310,7 +314,8 @@ impl Keeper {
             return EpollTimeout::ZERO;
         }
         let now = sys::boottime_us();
-        let quiet = (self.spares.wants_one() || !self.rubbish.is_empty()).then_some(now + QUIET_MS * 1_000);
+        let untidy = self.spares.wants_one() || self.spares.useless() > 0 || !self.rubbish.is_empty();
+        let quiet = untidy.then_some(now + QUIET_MS * 1_000);
         let attempt = self.timers.first().map(|(due, _)| *due);
         let due = attempt
             .into_iter()
@@ -357,6 +362,8 @@ impl Keeper {
 /// So long without an event, and there is time to tidy up and to make ready: longer than a short job takes, which
 /// this would disturb on a small host.
 const QUIET_MS: u64 = 10;
+/// Sandboxes ended later at most: each is a process and holds a uid.
+const USELESS_MAX: usize = 8;
 /// Sandboxes taken apart later at most: each holds descriptors.
 const RUBBISH_MAX: usize = 64;
 

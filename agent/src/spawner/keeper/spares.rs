@@ -63,7 +63,7 @@ struct Spare {
 impl Spare {
     /// It waits, or will; those of other owners are none for this one.
     fn may_serve(&self, owner: &Owner) -> bool {
-        self.state != State::Ending && self.owner.as_ref().is_none_or(|of| of == owner)
+        self.state.waits() && self.owner.as_ref().is_none_or(|of| of == owner)
     }
 }
 
@@ -71,8 +71,19 @@ impl Spare {
 enum State {
     Making,
     Ready,
+    /// Of no use any more, and not killed yet: its end takes time that a job may need.
+    Useless,
     /// Killed, to be reaped.
     Ending,
+}
+
+impl State {
+    const fn waits(self) -> bool {
+        match self {
+            Self::Making | Self::Ready => true,
+            Self::Useless | Self::Ending => false,
+        }
+    }
 }
 
 struct Demand {
@@ -145,6 +156,16 @@ impl Spares {
         !self.by_token.values().any(|spare| spare.may_serve(owner) && spare.sandbox.shape == *shape)
     }
 
+    /// Those of no use that still live.
+    pub fn useless(&self) -> usize {
+        self.by_token.values().filter(|spare| spare.state == State::Useless).count()
+    }
+
+    /// Ends them.
+    pub fn end_useless(&mut self) {
+        self.by_token.values_mut().filter(|spare| spare.state == State::Useless).for_each(end_spare);
+    }
+
     pub const fn due_us(&self) -> Option<u64> {
         self.tidy_at_us
     }
@@ -197,18 +218,18 @@ impl Spares {
         if self.count_max == 0 {
             return false;
         }
-        let kept = self.by_token.values().filter(|spare| spare.state != State::Ending && spare.owner.is_some());
+        let kept = self.by_token.values().filter(|spare| spare.state.waits() && spare.owner.is_some());
         if kept.count() < KEPT_MAX {
             return true;
         }
         let used_us = |of: &Owner| self.shelves.get(of).map_or(0, |shelf| shelf.used_us);
-        let others = self.by_token.iter().filter(|(_, spare)| spare.state != State::Ending);
+        let others = self.by_token.iter().filter(|(_, spare)| spare.state.waits());
         let others = others.filter_map(|(token, spare)| {
             spare.owner.as_ref().filter(|of| *of != owner).map(|of| (used_us(of), *token))
         });
         let Some((_, oldest)) = others.min() else { return false };
         if let Some(spare) = self.by_token.get_mut(&oldest) {
-            end_spare(spare);
+            spare.state = State::Useless;
         }
         true
     }
@@ -234,8 +255,7 @@ impl Spares {
     }
 
     fn want(&mut self, shape: Shape, owner: &Owner, ready: usize) {
-        let ahead =
-            self.by_token.values().filter(|spare| spare.state != State::Ending && spare.owner.is_none()).count();
+        let ahead = self.by_token.values().filter(|spare| spare.state.waits() && spare.owner.is_none()).count();
         let alike =
             self.by_token.values().filter(|spare| spare.may_serve(owner) && spare.sandbox.shape == shape).count();
         let coming = self.wanted.iter().filter(|(of, _)| *of == shape).count();
@@ -377,7 +397,7 @@ impl Keeper {
             if let Some(network) = spare.sandbox.network.take() {
                 self.spares.shelve_network(&owner, network);
             }
-            end_spare(&mut spare);
+            spare.state = State::Useless;
         }
         spare.owner = Some(owner);
         self.spares.by_token.insert(spare.sandbox.token, spare);
