@@ -465,6 +465,46 @@ fn kill_9_of_the_spawner_leaves_no_process_and_the_next_one_tidies_up() {
     spawner.assert_no_cgroup();
 }
 
+/// Jobs on the host's own files, whatever else the host lacks.
+const SHARED: &str = "weakest_profile = \"shared\"\nmay_lack = [\"limits\", \"kill.cgroup\", \"uid.own\"]\n";
+
+/// A folder on a disk is not gone with the namespace of its job, and the next spawner names its sandboxes anew.
+#[test]
+fn a_folder_that_a_killed_spawner_left_is_in_nobodys_way_and_goes() {
+    let mut spawner = Spawner::start_with(SHARED, 64);
+    let shared = |spawner: &mut Spawner, script: &str| {
+        let mut start = spawner.script(script);
+        (start.profile, start.network) = (Profile::Shared, Network::Host);
+        start
+    };
+    let start = shared(&mut spawner, "echo mine > kept; sleep 600");
+    let key = start.attempt;
+    spawner.ask(&Request::Start(Box::new(start)), &[]);
+    spawner.started(key);
+    let state = spawner.folder.path().join("state");
+    let files = || {
+        let folders = fs::read_dir(state.join("work")).into_iter().flatten().flatten();
+        folders.filter(|folder| folder.path().join("kept").exists()).count()
+    };
+    eventually_blocking(WAIT, || (files() == 1).then_some(())).expect("it wrote a file");
+    spawner.part.kill9();
+    spawner.part = Part::start("spawner", &spawner.folder.path().join("log"), &spawner.arguments);
+    spawner.reconnect();
+    for _ in 0..3 {
+        let again = shared(&mut spawner, "test ! -e kept");
+        assert_eq!(spawner.run(again).end.verdict, Verdict::Exited(0));
+    }
+    let left = || {
+        fs::read_dir(&state)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"left-"))
+    };
+    eventually_blocking(WAIT, || (!left()).then_some(())).expect("it is removed");
+    assert_eq!(files(), 0);
+}
+
 #[test]
 fn the_parents_end_leaves_neither_processes_nor_a_cgroup() {
     let mut spawner = Spawner::start();

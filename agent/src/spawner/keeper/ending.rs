@@ -1,9 +1,12 @@
 //! How attempts run and end: what their inits tell, deadlines, kills, and the proof that nothing is left.
 
 use std::{
-    fs,
-    os::fd::{AsFd as _, OwnedFd},
-    path::Path,
+    fs, io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
@@ -30,6 +33,8 @@ use crate::{
 
 /// A killed attempt that is not gone by then is killed again, and the operator told.
 const STUCK_US: u64 = 10_000_000;
+/// How the names of folders begin that a killed spawner left.
+const LEFT: &str = "left-";
 
 /// What is left of a sandbox that is over; dropping it takes it apart.
 pub struct Rubbish {
@@ -296,6 +301,21 @@ impl Keeper {
             self.reap_later(helper);
         }
     }
+}
+
+/// Folders of a spawner that was killed keep no name from the sandboxes of the next, whose names begin anew: they
+/// get one of their own, under which they are to be removed. Also what an earlier start did not come to remove.
+pub(super) fn set_aside_what_is_left(state: &Path) -> io::Result<Vec<PathBuf>> {
+    let aside = state.join(format!("{LEFT}{}", sys::boottime_us()));
+    match fs::rename(state.join("work"), aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => (),
+    }
+    let entries = fs::read_dir(state)?.flatten();
+    Ok(entries
+        .filter(|entry| entry.file_name().as_bytes().starts_with(LEFT.as_bytes()))
+        .map(|entry| entry.path())
+        .collect())
 }
 
 /// Off the loop: a large tree takes time.

@@ -161,6 +161,7 @@ impl Keeper {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let mut spawner_id = [0; 16];
         getrandom::fill(&mut spawner_id).map_err(|error| io::Error::other(error.to_string()))?;
+        let left = if parts.held.is_none() { ending::set_aside_what_is_left(&parts.state)? } else { Vec::new() };
         fs::create_dir_all(parts.state.join("work"))?;
         let rootless = !nix::unistd::geteuid().is_root();
         let can_copy_root = !rootless && parts.fences.can_raise(Fence::RootReadonly);
@@ -210,6 +211,7 @@ impl Keeper {
         if let Some(held) = parts.held {
             keeper.take_over(held)?;
         }
+        left.iter().for_each(|folder| keeper.remove_folder(Some(folder)));
         Ok(keeper)
     }
 
