@@ -123,12 +123,18 @@ impl Fleet {
         self.folder.path().join("coordinator")
     }
 
-    /// Starts the coordinator (again) on the same data, and on the same port as before.
-    pub async fn start_coordinator(&mut self) {
+    /// Starts the coordinator (again) without waiting for it.
+    pub fn launch_coordinator(&mut self) {
         let port_file = self.folder.path().join("port");
         let _ = std::fs::remove_file(&port_file);
         let log = self.folder.path().join("coordinator.log");
         self.coordinator = Some(Part::start("coordinator", &log, &self.serve_arguments(&port_file)));
+    }
+
+    /// Starts the coordinator (again) on the same data, and on the same port as before.
+    pub async fn start_coordinator(&mut self) {
+        self.launch_coordinator();
+        let port_file = self.folder.path().join("port");
         let address = eventually("the coordinator is ready", WAIT, async || {
             if let Some(part) = &mut self.coordinator
                 && !part.is_running()

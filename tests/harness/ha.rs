@@ -3,7 +3,7 @@
 
 use std::{
     ffi::OsString,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -87,12 +87,13 @@ impl HighlyAvailable {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Starts a coordinator (again) on its data and port, and waits until it serves or stands by.
-    ///
-    /// # Panics
-    /// If it ends.
-    pub async fn launch(&mut self, number: usize) {
-        let port_file = self.folder.path().join(format!("port{number}"));
+    fn port_file(&self, number: usize) -> PathBuf {
+        self.folder.path().join(format!("port{number}"))
+    }
+
+    /// Starts a coordinator (again) without waiting for it.
+    pub fn start_member(&mut self, number: usize) {
+        let port_file = self.port_file(number);
         let _ = std::fs::remove_file(&port_file);
         let log = self.folder.path().join(format!("c{number}.log"));
         let member = &mut self.members[number];
@@ -101,7 +102,18 @@ impl HighlyAvailable {
         arguments.extend(["--store", &self.store, "--listen", &member.address, "--shared"].map(OsString::from));
         arguments.push(self.folder.path().join("shared").into());
         arguments.extend(["--port-file".into(), (&port_file).into()]);
-        let part = member.part.insert(Part::start(&format!("coordinator {number}"), &log, &arguments));
+        member.part = Some(Part::start(&format!("coordinator {number}"), &log, &arguments));
+    }
+
+    /// Starts a coordinator (again) on its data and port, and waits until it serves or stands by.
+    ///
+    /// # Panics
+    /// If it ends.
+    pub async fn launch(&mut self, number: usize) {
+        self.start_member(number);
+        let port_file = self.port_file(number);
+        let member = &mut self.members[number];
+        let part = member.part.as_mut().expect("just started");
         member.address = eventually("the coordinator listens", WAIT, async || {
             assert!(part.is_running(), "the coordinator ended: {}", part.log());
             std::fs::read_to_string(&port_file).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
@@ -136,6 +148,12 @@ impl HighlyAvailable {
     #[must_use]
     pub fn pki(&self) -> PathBuf {
         self.members[0].data.join("pki")
+    }
+
+    /// The folder of the coordinators.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A coordinator's running process.

@@ -13,7 +13,7 @@ pub mod wait;
 pub use client::{Client, Finished};
 pub use fleet::{Fleet, NodeOptions};
 pub use ha::HighlyAvailable;
-pub use wait::{WAIT, eventually, eventually_blocking};
+pub use wait::{WAIT, eventually, eventually_blocking, until};
 
 /// Ends the test early and loudly: the runner counts it as skipped, and fails
 /// unless `tests/skips.toml` excuses it by a feature that this host lacks.

@@ -19,7 +19,13 @@ pub async fn eventually<T>(what: &str, deadline: Duration, mut probe: impl Async
     }
 }
 
-/// The same without async; `None` at the deadline, so that it serves in `drop`.
+/// Lets time pass up to a moment: for programs that do things to a fleet at times of their own, never for a test
+/// that waits for something.
+pub async fn until(moment: Instant) {
+    tokio::time::sleep_until(moment.into()).await;
+}
+
+/// [`eventually`] without async; `None` at the deadline, so that it serves in `drop`.
 pub fn eventually_blocking<T>(deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {
