@@ -153,6 +153,17 @@ fn a_record_that_its_process_contradicts_is_found() {
     assert_eq!(rules_of(&without(r#"{"kind":"end","key":"a""#)), [Rule::RecordsTrue]);
     let unknown = with(r#"{"kind":"start","key":"a","task":0,"epoch":"2.3","at_ms":2000}"#);
     assert_eq!(rules_of(&unknown), [Rule::RecordsTrue]);
+    // A later one stands for it only where it may be repeated.
+    let passed_over = TRUE.replace(
+        r#"{"number":1,"end":"spawner_lost"},{"number":2,"end":"succeeded"}"#,
+        r#"{"number":2,"end":"succeeded"}"#,
+    );
+    assert_eq!(rules_of(&passed_over), []);
+    let exclusive = TRUE.replace(
+        r#"{"number":1,"end":"spawner_lost"},{"number":2,"end":"exited(3)"}"#,
+        r#"{"number":2,"end":"exited(3)"}"#,
+    );
+    assert_eq!(rules_of(&exclusive), [Rule::RecordsTrue]);
     let nobody = TRUE.replace(r#""state":"exited(3)""#, r#""state":"cancelled""#);
     assert_eq!(rules_of(&nobody), [Rule::RecordsTrue]);
     let somebody =
