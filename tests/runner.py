@@ -469,6 +469,26 @@ def run_hostile(results, prefix, command, environment):
     say(f"left to the guest: {' '.join(left)}")
 
 
+def check_chaos(results, options):
+    """kill -9 of anything at random moments under load, on both stores; an independent checker judges what was seen."""
+    for store, runs in (("embedded", 3), ("postgres", 2)):
+        runs *= 10 if options.long else 1
+        name = f"chaos-{store}"
+        command = [TARGET / "debug/muster-chaos", "--store", store, "--seed", "2", "--runs", str(runs), "--seconds", "4"]
+        say(f"+ {' '.join(map(str, command))}")
+        done = subprocess.run(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=200 * runs
+        )
+        say(done.stdout.rstrip())
+        skipped = SKIP_LINE.search(done.stdout)
+        if skipped:
+            results.skip(name, skipped[2])
+        elif done.returncode == 0 and f"{store}: {runs} passed, 0 failed" in done.stdout:
+            results.pass_(name)
+        else:
+            results.fail(name, "the lines above say which seed, where its history is, and how to run it again")
+
+
 def check_guest(results, _):
     """A real host with systemd and cgroup v2, in a throw-away QEMU guest: the shipped units, then the hostile suite."""
     run_in_guest(results, "smoke", "guest")
@@ -502,6 +522,7 @@ CHECKS = {
     "rust": check_rust,
     "python": check_python,
     "hostile": check_hostile,
+    "chaos": check_chaos,
     "guest": check_guest,
     "clippy": check_clippy,
 }
@@ -539,12 +560,12 @@ def main():
     began = time.monotonic()
     results = Results(read_excuses())
     chosen = options.only or list(CHECKS)
-    if {"rust", "python", "hostile", "guest"} & set(chosen) and "build" not in chosen:
+    if {"rust", "python", "hostile", "chaos", "guest"} & set(chosen) and "build" not in chosen:
         chosen = ["build", *chosen]
     for name, check in CHECKS.items():
         if name not in chosen:
             continue
-        if name in ("rust", "python", "hostile", "guest") and any(failed == "build" for failed, _ in results.failed):
+        if name in ("rust", "python", "hostile", "chaos", "guest") and any(failed == "build" for failed, _ in results.failed):
             results.fail(name, "not run: the build failed")
             continue
         say(f"\n== {name}")
