@@ -168,16 +168,18 @@ pub struct Planner {
     /// A job of this fleet that does nothing.
     base: v1::JobTemplate,
     witness: String,
+    beats_max: u64,
 }
 
 impl Planner {
-    /// For a fleet whose jobs write into this file.
-    pub fn new(fleet: &Fleet, witness: &Path) -> Self {
+    /// For a fleet whose jobs write into this file. A job that lasts longer than a host's lease is only there in a run
+    /// of so many seconds: it is what the fence of an exclusive one is for.
+    pub fn new(fleet: &Fleet, witness: &Path, seconds: u64) -> Self {
         let mut base = fleet.script(SCRIPT);
         let body = base.body.as_mut().expect("a script has a body");
         body.profile = v1::Profile::Shared.into();
         body.network = v1::Network::Host.into();
-        Self { base, witness: witness.display().to_string() }
+        Self { base, witness: witness.display().to_string(), beats_max: (seconds * 5).clamp(30, 150) }
     }
 
     fn plan(&self, number: u64, mark: &str, dice: &mut Dice) -> Plan {
@@ -197,7 +199,7 @@ impl Planner {
             Some(v1::RetryPolicy { failed: Some(dice.among(0..3) as u32), lost: Some(8), drained: None });
         let body = template.body.as_mut().expect("a script has a body");
         body.delivery = kind.into();
-        let beats = if dice.once_in(8) { dice.among(10..30) } else { dice.among(0..8) };
+        let beats = if dice.once_in(8) { dice.among(10..self.beats_max) } else { dice.among(0..8) };
         let variables = [
             ("CHAOS_KEY", key.clone()),
             ("CHAOS_WITNESS", self.witness.clone()),

@@ -50,7 +50,7 @@ pub async fn run(store: Store, seed: u64, seconds: u64) -> Result<Option<String>
         mark: mark.clone(),
     };
     let end = Instant::now() + Duration::from_secs(seconds);
-    let planner = Planner::new(world.fleet(), &witness);
+    let planner = Planner::new(world.fleet(), &witness, seconds);
     let clients = tokio::task::spawn_local(load.clone().submit_until(planner, end, Dice::new(seed, 1)));
     let eyes = tokio::task::spawn_local(watch(load.clone(), Dice::new(seed, 2)));
     let mut faults = Faults::new(world.targets(nodes), history.clone(), Dice::new(seed, 3));
