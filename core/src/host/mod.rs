@@ -120,7 +120,7 @@ impl Host {
             HostEvent::ClosurePersisted { revision } => self.closure.on_persisted(revision),
             HostEvent::ReopenOrdered { revision } => self.closure.reopen(revision, &mut effects),
             HostEvent::ReleaseOrdered { revision, then } => self.on_release(revision, then, &mut effects),
-            HostEvent::SpawnerListed { spawner, held } => self.on_spawner_listed(spawner, held, &mut effects),
+            HostEvent::SpawnerListed { spawner, held } => self.on_spawner_listed(spawner, held, now, &mut effects),
             HostEvent::SpawnerGone => self.spawner = None,
             HostEvent::Started { attempt } => self.on_started(attempt, &mut effects),
             HostEvent::Ended { attempt, verdict } => self.on_ended(attempt, verdict, &mut effects),
@@ -371,8 +371,18 @@ impl Host {
     }
 
     /// Adopts what an earlier agent left, and finds what died with an earlier spawner.
-    fn on_spawner_listed(&mut self, spawner: SpawnerId, held: Vec<Adopted>, effects: &mut Vec<HostEffect>) {
+    fn on_spawner_listed(
+        &mut self,
+        spawner: SpawnerId,
+        held: Vec<Adopted>,
+        now: Boottime,
+        effects: &mut Vec<HostEffect>,
+    ) {
         self.spawner = Some(spawner);
+        // A new one has no lease: an exclusive job that we start under ours would be ended at once under its.
+        if now < self.lease.deadline {
+            effects.push(HostEffect::RenewLease { deadline: self.lease.deadline });
+        }
         self.closure.on_listed(held.is_empty());
         let mut missing: Vec<_> = self.running().collect();
         for adopted in held {

@@ -181,6 +181,27 @@ fn exclusive_work_waits_for_a_valid_lease() {
     assert!(matches!(effects[..], [HostEffect::RenewLease { .. }, HostEffect::Start { .. }]));
 }
 
+/// Without it the new spawner would end each exclusive job as soon as it began, until the next heartbeat's answer.
+#[test]
+fn a_new_spawner_learns_the_lease_before_it_is_told_to_start_anything() {
+    let mut world = World::new();
+    let exclusive = HostEvent::StartOrdered(StartOrder { exclusive: true, ..order(0) });
+    let _ = world.tell(HostEvent::HeartbeatSent { sequence: 1 });
+    let deadline = Boottime(world.now.0 + 15_000);
+    let _ = world.tell(HostEvent::LeaseGranted { sequence: 1, duration: Millis(15_000), unknown: Vec::new() });
+    let _ = world.tell(HostEvent::SpawnerGone);
+    assert_eq!(world.tell(exclusive), []);
+    let listed = |spawner| HostEvent::SpawnerListed { spawner, held: Vec::new() };
+    let effects = world.tell(listed([2; 16]));
+    assert!(
+        matches!(effects[..], [HostEffect::RenewLease { deadline: told }, HostEffect::Start { .. }] if told == deadline)
+    );
+    // One that is over is nobody's news.
+    world.now = deadline;
+    let over = world.tell(listed([3; 16]));
+    assert!(!over.iter().any(|effect| matches!(effect, HostEffect::RenewLease { .. })));
+}
+
 #[test]
 fn what_the_coordinator_does_not_know_is_ended_and_its_end_is_still_reported() {
     let mut world = World::new();
