@@ -51,7 +51,7 @@ pub(super) fn summary(fleet: &Fleet, id: JobId, job: &JobRecord) -> v1::JobSumma
     }
     let reason = match (&job.cancelled_by, counts.waiting) {
         (Some((actor, reason)), _) => format!("cancelled by {actor}: {reason}"),
-        (None, 0) => String::new(),
+        (None, 0) if job.held.is_empty() => String::new(),
         (None, _) => fleet.explain_wait(id).unwrap_or_default(),
     };
     v1::JobSummary {
