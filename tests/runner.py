@@ -474,6 +474,9 @@ def check_chaos(results, options):
     for store, runs in (("embedded", 3), ("postgres", 2)):
         runs *= 10 if options.long else 1
         name = f"chaos-{store}"
+        if os.geteuid() != 0:
+            results.skip(name, "its jobs write to one file of the host, each as a user of its own, which only root's spawner gives them")
+            continue
         command = [TARGET / "debug/muster-chaos", "--store", store, "--seed", "2", "--runs", str(runs), "--seconds", "4"]
         say(f"+ {' '.join(map(str, command))}")
         done = subprocess.run(
