@@ -28,8 +28,8 @@ use crate::{
 
 /// How long a spawner may take to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long a spawner that has nothing to do may take to make a sandbox ahead.
-const AHEAD: Duration = Duration::from_millis(50);
+/// A spawner that has nothing to do for so long has made a sandbox ahead.
+const AHEAD: Duration = Duration::from_millis(20);
 const USUAL_DISK_BYTES: u64 = 16 << 20;
 const PAGE_BYTES: u64 = 4_096;
 
@@ -61,7 +61,7 @@ pub struct Starts<'a> {
     name: &'static str,
     profile: Profile,
     shape: Shape,
-    /// Starts before which the spawner held a sandbox that no attempt had yet.
+    /// Starts for which a sandbox stood ready.
     ahead: u32,
     starts: u32,
 }
@@ -72,6 +72,8 @@ struct Life {
     started: u64,
     ended: u64,
     stdout: File,
+    /// The sandbox stood ready.
+    prepared: bool,
 }
 
 impl Spawner {
@@ -155,7 +157,7 @@ impl Spawner {
     fn order(&self, profile: Profile, shape: Shape, program: &CStr) -> Start {
         let task = self.next_task.get();
         self.next_task.set(task + 1);
-        let owner = if shape == Shape::Again { "ana".to_owned() } else { format!("owner {task}") };
+        let owner = if shape == Shape::Usual { format!("owner {task}") } else { "ana".to_owned() };
         let more = if shape == Shape::New { u64::from(task + 1) * PAGE_BYTES } else { 0 };
         Start {
             attempt: AttemptKey { job: 1, task, number: 1, term: 1 },
@@ -197,14 +199,7 @@ impl Spawner {
         let ended = now_ns();
         assert_eq!(end.verdict, Verdict::Exited(EXIT_CODE));
         self.ask(&Request::Forget { attempt });
-        Life { begun, started, ended, stdout }
-    }
-
-    /// Whether the spawner, which holds no attempt now, has a child all the same: a sandbox made ahead.
-    fn has_one_ahead(&self) -> bool {
-        let pid = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        children.is_ok_and(|children| !children.trim().is_empty())
+        Life { begun, started, ended, stdout, prepared: end.phases.prepared }
     }
 
     fn ask(&self, request: &Request) {
@@ -235,15 +230,8 @@ impl Drop for Spawner {
 
 impl Starts<'_> {
     fn order(&mut self, program: &CStr) -> Start {
-        thread::sleep(PAUSE);
-        let deadline = Instant::now() + AHEAD;
-        // A new shape is not waited for, and the profiles without a root are never made ahead.
-        let waits = self.profile == Profile::Strict && self.shape == Shape::Usual;
-        while waits && !self.spawner.has_one_ahead() && Instant::now() < deadline {
-            thread::sleep(PAUSE);
-        }
+        thread::sleep(if self.shape == Shape::Usual { AHEAD } else { PAUSE });
         self.starts += 1;
-        self.ahead += u32::from(self.spawner.has_one_ahead());
         self.spawner.order(self.profile, self.shape, program)
     }
 }
@@ -256,18 +244,20 @@ impl Way for Starts<'_> {
     fn sample(&mut self, programs: &Programs) -> Sample {
         let order = self.order(&programs.tells_when);
         let mut life = self.spawner.life(order);
+        self.ahead += u32::from(life.prepared);
         let mut when = [0; 8];
         life.stdout.read_exact(&mut when).unwrap();
         let (first, started) = (u64::from_le_bytes(when) - life.begun, life.started - life.begun);
         let order = self.order(&programs.exits);
         let life = self.spawner.life(order);
+        self.ahead += u32::from(life.prepared);
         Sample { first, started: Some(started), exit: life.ended - life.begun }
     }
 
     fn remark(&self) -> Option<String> {
         let (name, ahead, starts) = (self.name, self.ahead, self.starts);
         (self.profile == Profile::Strict)
-            .then(|| format!("{name}: a sandbox stood ready before {ahead} of {starts} starts, warm-up included"))
+            .then(|| format!("{name}: a sandbox stood ready for {ahead} of {starts} starts, warm-up included"))
     }
 }
 

@@ -363,7 +363,7 @@ impl Keeper {
 
 /// So long without an event, and there is time to tidy up and to make ready: longer than a short job takes, which
 /// this would disturb on a small host.
-const QUIET_MS: u64 = 10;
+const QUIET_MS: u64 = 3;
 /// Sandboxes ended later at most: each is a process and holds a uid.
 const USELESS_MAX: usize = 8;
 /// Sandboxes taken apart later at most: each holds descriptors.
