@@ -4,7 +4,7 @@ use std::{os::fd::OwnedFd, rc::Rc};
 
 use super::sandbox::{Before, Owner, Sandbox};
 use crate::{
-    sandbox::{cgroup::Group, order, status::Failure, sys},
+    sandbox::{cgroup::Group, status::Failure, sys},
     spawner::protocol::{AttemptKey, Ended, Event, Running, StartPhases, Usage, Verdict},
 };
 
@@ -37,8 +37,8 @@ pub struct Attempt {
     pub time_limit_ms: u64,
     pub identity: Option<u32>,
     pub fences: Vec<String>,
-    pub stdout: Rc<OwnedFd>,
-    pub stderr: Rc<OwnedFd>,
+    /// The read ends of stdout and stderr, from when the order went to its init.
+    pub pipes: Vec<Rc<OwnedFd>>,
     pub requested_us: u64,
     /// Where the working folder is, if it is on a disk.
     pub folder_on_disk: Option<std::path::PathBuf>,
@@ -80,8 +80,6 @@ pub struct PendingOrder {
     pub packet: Vec<u8>,
     /// What is too large for the packet.
     pub memory: Option<OwnedFd>,
-    /// The write ends of the job's stdout and stderr.
-    pub pipes: [OwnedFd; order::PIPES],
     /// As they came with the request.
     pub descriptors: Vec<OwnedFd>,
 }

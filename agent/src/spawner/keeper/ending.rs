@@ -7,7 +7,6 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
-    rc::Rc,
 };
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -177,7 +176,7 @@ impl Keeper {
                     live.phases.exec_us = between(inputs_us, started_us);
                     let Stage::Live(live) = &attempt.stage else { return };
                     let running = attempt.running(live);
-                    let pipes = vec![Rc::clone(&attempt.stdout), Rc::clone(&attempt.stderr)];
+                    let pipes = attempt.pipes.clone();
                     self.tell(&Event::Started { attempt: key, running }, pipes);
                     self.retime(key);
                 }

@@ -114,9 +114,6 @@ impl Keeper {
     }
 
     fn keep_never_ran(&mut self, start: Start, verdict: Verdict) {
-        let Ok((stdout, _)) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC) else { return };
-        let stdout = Rc::new(stdout);
-        let stderr = Rc::clone(&stdout);
         let ended = Ended {
             verdict,
             usage: Usage::default(),
@@ -133,8 +130,7 @@ impl Keeper {
             time_limit_ms: 0,
             identity: None,
             fences: Vec::new(),
-            stdout,
-            stderr,
+            pipes: Vec::new(),
             requested_us: 0,
             folder_on_disk: None,
             timer_us: None,
@@ -150,9 +146,7 @@ impl Keeper {
     /// All or nothing: what a start that failed had taken is given back.
     fn launch(&mut self, start: &Start, descriptors: Vec<OwnedFd>, requested_us: u64) -> io::Result<()> {
         let shape = self.shape_of(start);
-        let (stdout, stdout_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let (stderr, stderr_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let order = pending_order(start, [stdout_write, stderr_write], descriptors)?;
+        let order = pending_order(start, descriptors)?;
         let owner = Owner::of(start);
         let spare = self.take_spare(&owner, shape, start.limits);
         let prepared = spare.is_some();
@@ -164,7 +158,9 @@ impl Keeper {
             }
         };
         let began_us = sys::boottime_us();
-        if let Err(error) = self.fit(&mut sandbox, &order, &start.limits) {
+        if let (Some(cgroups), Some(group)) = (&self.cgroups, &mut sandbox.group)
+            && let Err(error) = cgroups.limit(group, &start.limits)
+        {
             sys::end_and_reap(sandbox.pidfd.as_fd());
             self.discard(sandbox);
             return Err(error);
@@ -177,27 +173,17 @@ impl Keeper {
             clone_us: if prepared { 0 } else { made.clone_us },
             ..StartPhases::default()
         };
-        self.keep(start, sandbox, [stdout, stderr], order, phases, requested_us);
+        self.keep(start, sandbox, order, phases, requested_us);
         if prepared {
             self.hand_over(start.attempt);
         }
         Ok(())
     }
 
-    /// Its limits, and pipes that are the job's, so that it can open /dev/stdout.
-    fn fit(&self, sandbox: &mut Sandbox, order: &PendingOrder, limits: &Limits) -> io::Result<()> {
-        if let (Some(cgroups), Some(group)) = (&self.cgroups, &mut sandbox.group) {
-            cgroups.limit(group, limits)?;
-        }
-        let Some(uid) = sandbox.identity else { return Ok(()) };
-        order.pipes.iter().try_for_each(|pipe| Ok(sys::change_owner_of(pipe.as_fd(), uid, uid)?))
-    }
-
     fn keep(
         &mut self,
         start: &Start,
         mut sandbox: Sandbox,
-        [stdout, stderr]: [OwnedFd; 2],
         order: PendingOrder,
         phases: StartPhases,
         requested_us: u64,
@@ -215,8 +201,7 @@ impl Keeper {
             time_limit_ms: start.time_limit_ms,
             identity: sandbox.identity,
             fences: sandbox.shape.fences.names().map(str::to_owned).collect(),
-            stdout: Rc::new(stdout),
-            stderr: Rc::new(stderr),
+            pipes: Vec::new(),
             requested_us,
             folder_on_disk: sandbox.folder_on_disk.take(),
             timer_us: None,
@@ -237,21 +222,24 @@ impl Keeper {
         self.attempts.insert(key, attempt);
     }
 
-    /// The sandbox is ready: its init gets the order.
+    /// The sandbox is ready: its init gets the order, and the pipes, which are made only now: no other sandbox was
+    /// cloned while their write ends were here.
     pub(super) fn hand_over(&mut self, key: AttemptKey) {
-        let Some(Stage::Live(live)) = self.attempts.get_mut(&key).map(|attempt| &mut attempt.stage) else { return };
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let Stage::Live(live) = &mut attempt.stage else { return };
         let Some(order) = live.order.take() else { return };
         if !live.phases.prepared {
             live.phases.assemble_us = live.sandbox.made.assemble_us;
         }
         live.sent_us = sys::boottime_us();
-        let beside = order.memory.iter().chain(&order.pipes).chain(&order.descriptors);
-        let borrowed: Vec<BorrowedFd<'_>> = beside.map(|fd| fd.as_fd()).collect();
-        if let Err(error) = socket::send(live.sandbox.control.as_fd(), &order.packet, &borrowed) {
-            // Nothing of the job has run; the init's end is seen like any other.
-            let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            live.word = Some(Word::Failed(Failure { step: Step::Order, errno }));
-            let _already_over = sys::signal_pidfd(live.sandbox.pidfd.as_fd(), libc::SIGKILL);
+        match send_order(&order, &live.sandbox) {
+            Ok(pipes) => attempt.pipes = pipes.map(Rc::new).into(),
+            Err((step, error)) => {
+                // Nothing of the job has run; the init's end is seen like any other.
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                live.word = Some(Word::Failed(Failure { step, errno }));
+                let _already_over = sys::signal_pidfd(live.sandbox.pidfd.as_fd(), libc::SIGKILL);
+            }
         }
     }
 
@@ -394,12 +382,32 @@ impl Keeper {
     }
 }
 
-/// The packet for the init, and what goes beside it.
-fn pending_order(start: &Start, pipes: [OwnedFd; order::PIPES], descriptors: Vec<OwnedFd>) -> io::Result<PendingOrder> {
+/// The packet for the init, and what goes beside it but for the pipes.
+fn pending_order(start: &Start, descriptors: Vec<OwnedFd>) -> io::Result<PendingOrder> {
     let strings = Strings::of(start);
     let (packet, memory) = strings.order(start).encode();
     let memory = memory.map(|memory| crate::spawner_link::sealed_memfd(&memory)).transpose()?;
-    Ok(PendingOrder { packet, memory, pipes, descriptors })
+    Ok(PendingOrder { packet, memory, descriptors })
+}
+
+/// Returns the read ends of the job's stdout and stderr.
+fn send_order(order: &PendingOrder, sandbox: &Sandbox) -> Result<[OwnedFd; order::PIPES], (Step, io::Error)> {
+    let (read, write) = pipes_of(sandbox.identity).map_err(|error| (Step::Pipes, error))?;
+    let beside = order.memory.iter().chain(&write).chain(&order.descriptors);
+    let borrowed: Vec<BorrowedFd<'_>> = beside.map(|fd| fd.as_fd()).collect();
+    socket::send(sandbox.control.as_fd(), &order.packet, &borrowed).map_err(|error| (Step::Order, error))?;
+    Ok(read)
+}
+
+/// Read ends and write ends; the job's own, so that it can open /dev/stdout.
+fn pipes_of(identity: Option<u32>) -> io::Result<([OwnedFd; order::PIPES], [OwnedFd; order::PIPES])> {
+    let (stdout, stdout_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let (stderr, stderr_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let write = [stdout_write, stderr_write];
+    if let Some(uid) = identity {
+        write.iter().try_for_each(|pipe| sys::change_owner_of(pipe.as_fd(), uid, uid))?;
+    }
+    Ok(([stdout, stderr], write))
 }
 
 pub(super) fn read_start(descriptors: &mut Vec<OwnedFd>) -> Result<Start, String> {

@@ -197,7 +197,7 @@ impl Keeper {
 
     fn attach(&mut self, key: AttemptKey) {
         let Some(attempt) = self.attempts.get(&key) else { return self.deny(Some(key), "no such attempt is held") };
-        let pipes = vec![Rc::clone(&attempt.stdout), Rc::clone(&attempt.stderr)];
+        let pipes = attempt.pipes.clone();
         self.tell(&Event::Attached { attempt: key }, pipes);
     }
 

@@ -67,8 +67,7 @@ struct HeldAttempt {
     fenced: bool,
     identity: Option<u32>,
     fences: Vec<String>,
-    stdout: RawFd,
-    stderr: RawFd,
+    pipes: Vec<RawFd>,
     requested_us: u64,
     folder_on_disk: Option<PathBuf>,
     folder: Option<RawFd>,
@@ -157,7 +156,7 @@ impl Held {
         descriptors.extend(self.parent);
         descriptors.extend(&self.helpers);
         for attempt in &self.attempts {
-            descriptors.extend([attempt.stdout, attempt.stderr]);
+            descriptors.extend(&attempt.pipes);
             descriptors.extend(attempt.folder);
             if let HeldStage::Live(live) = &attempt.stage {
                 descriptors.extend([live.control, live.pidfd]);
@@ -245,8 +244,7 @@ impl Keeper {
             fenced: self.fenced.contains(&attempt.key),
             identity: attempt.identity,
             fences: attempt.fences.clone(),
-            stdout: attempt.stdout.as_raw_fd(),
-            stderr: attempt.stderr.as_raw_fd(),
+            pipes: attempt.pipes.iter().map(|fd| fd.as_raw_fd()).collect(),
             requested_us: attempt.requested_us,
             folder_on_disk: attempt.folder_on_disk.clone(),
             folder: folder.map(|fd| fd.as_raw_fd()),
@@ -272,7 +270,7 @@ impl Keeper {
             if one.fenced {
                 self.fenced.insert(key);
             }
-            let (stdout, stderr) = (Rc::new(own(one.stdout)), Rc::new(own(one.stderr)));
+            let pipes = one.pipes.into_iter().map(|fd| Rc::new(own(fd))).collect();
             let folder = one.folder.map(own);
             let stage = match one.stage {
                 HeldStage::Over(ended) => Stage::Over { ended, folder },
@@ -325,8 +323,7 @@ impl Keeper {
                 time_limit_ms: one.time_limit_ms,
                 identity: one.identity,
                 fences: one.fences,
-                stdout,
-                stderr,
+                pipes,
                 requested_us: one.requested_us,
                 folder_on_disk: one.folder_on_disk,
                 stage,
