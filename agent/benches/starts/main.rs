@@ -1,6 +1,6 @@
 //! What a start costs: the spawner's own, over its own protocol, beside `posix_spawn`, bubblewrap and runc, in one run
-//! and interleaved, so that what disturbs the machine disturbs all: `cargo bench -p muster-agent --bench starts
-//! [-- ROUNDS TASKS]`, after `cargo build --release -p muster`.
+//! and interleaved in another order each round, so that what disturbs the machine, or was left by the start before,
+//! disturbs all: `cargo bench -p muster-agent --bench starts [-- ROUNDS TASKS]`, after `cargo build --release -p muster`.
 //!
 //! The program that is started is one page without a libc, so that only the start itself is measured. Of each way to
 //! start two programs are run: one that tells when its first instruction ran, one that only exits. Nothing here fails
@@ -89,7 +89,8 @@ fn compare(spawner: &Spawner, programs: &Programs, rounds: usize) {
     }
     let mut samples: BTreeMap<&str, Vec<Sample>> = BTreeMap::new();
     for round in 0..WARM_UP + rounds {
-        for way in &mut ways {
+        for index in order_of(round, ways.len()) {
+            let way = &mut ways[index];
             let sample = way.sample(programs);
             if round >= WARM_UP {
                 samples.entry(way.name()).or_default().push(sample);
@@ -102,6 +103,19 @@ fn compare(spawner: &Spawner, programs: &Programs, rounds: usize) {
         println!("{remark}");
     }
     print_budgets(&samples);
+}
+
+/// In which order a round goes: what one way leaves to the kernel and in the caches does not always meet the same other.
+/// Sorted by a hash (the finalizer of SplitMix64, Steele and others, OOPSLA 2014), so that a run can be repeated.
+fn order_of(round: usize, count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_key(|way| {
+        let seed = ((round * count + way) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    });
+    order
 }
 
 /// Smallest, median and 90th percentile, in microseconds.
