@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_tests::{WAIT, until};
+use muster_tests::{WAIT, host::boot_ms, until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -160,10 +160,4 @@ impl World {
             let _ = part.wait(WAIT);
         }
     }
-}
-
-/// The boot-time clock, as jobs read it too.
-pub fn boot_ms() -> i64 {
-    let clock = nix::time::ClockId::CLOCK_BOOTTIME;
-    nix::time::clock_gettime(clock).map_or(0, |time| time.tv_sec() * 1_000 + time.tv_nsec() / 1_000_000)
 }

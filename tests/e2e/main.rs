@@ -9,6 +9,7 @@ mod drains;
 mod failover;
 mod hostile_agent;
 mod jobs;
+mod partition;
 mod restarts;
 mod restored;
 mod reuse;

@@ -17,6 +17,7 @@ use crate::{
     Client, WAIT,
     client::bytes,
     eventually, host,
+    network::{Network, Place},
     part::{Part, Surroundings},
 };
 
@@ -36,11 +37,13 @@ pub struct NodeOptions {
     pub slice: bool,
     /// Its `spawner.toml`; empty: none.
     pub policy: &'static str,
+    /// Its place in a network of the test's own; none: this machine's.
+    pub place: Option<Place>,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { cpu: "4", memory: "8G", pool: "", slice: true, policy: "" }
+        Self { cpu: "4", memory: "8G", pool: "", slice: true, policy: "", place: None }
     }
 }
 
@@ -56,6 +59,7 @@ pub struct NodeParts {
     pub agent: Option<Part>,
     agent_arguments: Vec<OsString>,
     spawner_arguments: Vec<OsString>,
+    network: Option<PathBuf>,
 }
 
 /// A coordinator and its nodes. Everything ends and is removed with it.
@@ -70,20 +74,31 @@ pub struct Fleet {
     /// The operator.
     pub client: Client,
     fences: BTreeSet<String>,
+    network: Option<PathBuf>,
     folder: TempDir,
 }
 
 impl Fleet {
     /// Starts a coordinator without any node.
     pub async fn start() -> Self {
+        Self::start_at("127.0.0.1:0", None).await
+    }
+
+    /// Starts a coordinator in a network of the test's own, without any node.
+    pub async fn start_in(network: &Network) -> Self {
+        Self::start_at("0.0.0.0:0", Some(network.coordinator())).await
+    }
+
+    async fn start_at(address: &str, network: Option<PathBuf>) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-e2e-").tempdir().expect("a temporary folder");
         let client = Client::new(&folder.path().join("coordinator/operator.sock"));
         let mut fleet = Self {
             nodes: BTreeMap::new(),
             coordinator: None,
-            address: String::from("127.0.0.1:0"),
+            address: address.to_owned(),
             client,
             fences: BTreeSet::new(),
+            network,
             folder,
         };
         fleet.start_coordinator().await;
@@ -100,6 +115,7 @@ impl Fleet {
             address: String::new(),
             client,
             fences: BTreeSet::new(),
+            network: None,
             folder,
         }
     }
@@ -128,7 +144,9 @@ impl Fleet {
         let port_file = self.folder.path().join("port");
         let _ = std::fs::remove_file(&port_file);
         let log = self.folder.path().join("coordinator.log");
-        self.coordinator = Some(Part::start("coordinator", &log, &self.serve_arguments(&port_file)));
+        let surroundings = Surroundings { network: self.network.clone(), ..Surroundings::default() };
+        let arguments = self.serve_arguments(&port_file);
+        self.coordinator = Some(Part::start_in("coordinator", &log, &arguments, &surroundings));
     }
 
     /// Starts the coordinator (again) on the same data, and on the same port as before.
@@ -210,14 +228,27 @@ impl Fleet {
             spawner.extend(["--uids".into(), uid_range().into()]);
         }
         let mut agent: Vec<OsString> = vec!["agent".into(), "run".into(), "--state".into(), state.join("agent").into()];
-        agent.extend(["--coordinator".into(), self.address.clone().into(), "--spawner".into(), socket.into()]);
+        agent.extend(["--coordinator".into(), self.dialled(options).into(), "--spawner".into(), socket.into()]);
         agent.extend(
             ["--name", name, "--cpu", options.cpu, "--memory", options.memory, "--token", token].map(Into::into),
         );
         if options.slice {
             agent.push("--slice".into());
         }
-        NodeParts { name: name.into(), spawner: None, agent: None, agent_arguments: agent, spawner_arguments: spawner }
+        NodeParts {
+            name: name.into(),
+            spawner: None,
+            agent: None,
+            agent_arguments: agent,
+            spawner_arguments: spawner,
+            network: options.place.as_ref().map(|place| place.namespace.clone()),
+        }
+    }
+
+    /// The coordinator's address as this node reaches it.
+    fn dialled(&self, options: &NodeOptions) -> String {
+        let port = || self.address.rsplit(':').next().unwrap_or_default();
+        options.place.as_ref().map_or_else(|| self.address.clone(), |place| format!("{}:{}", place.coordinator, port()))
     }
 
     /// A node's processes.
@@ -233,15 +264,16 @@ impl Fleet {
     pub fn start_agent(&mut self, name: &str) {
         let log = self.folder.path().join(format!("{name}-agent.log"));
         let node = self.node(name);
-        node.agent = Some(Part::start(&format!("agent {name}"), &log, &node.agent_arguments));
+        let surroundings = Surroundings { network: node.network.clone(), ..Surroundings::default() };
+        node.agent = Some(Part::start_in(&format!("agent {name}"), &log, &node.agent_arguments, &surroundings));
     }
 
     /// Starts a node's spawner (again).
     pub fn start_spawner(&mut self, name: &str) {
         let log = self.folder.path().join(format!("{name}-spawner.log"));
         let environment = vec![("NOTIFY_SOCKET".into(), self.notify_socket(name).into())];
-        let surroundings = Surroundings { environment, cgroup: None };
         let node = self.node(name);
+        let surroundings = Surroundings { environment, cgroup: None, network: node.network.clone() };
         let part = Part::start_in(&format!("spawner {name}"), &log, &node.spawner_arguments, &surroundings);
         node.spawner = Some(part);
     }

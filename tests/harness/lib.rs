@@ -6,6 +6,7 @@ pub mod client;
 pub mod fleet;
 pub mod ha;
 pub mod host;
+pub mod network;
 pub mod part;
 pub mod postgres;
 pub mod wait;
@@ -13,6 +14,7 @@ pub mod wait;
 pub use client::{Client, Finished};
 pub use fleet::{Fleet, NodeOptions};
 pub use ha::HighlyAvailable;
+pub use network::{Cut, Network};
 pub use wait::{WAIT, eventually, eventually_blocking, until};
 
 /// Ends the test early and loudly: the runner counts it as skipped, and fails

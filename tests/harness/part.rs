@@ -20,7 +20,7 @@ use nix::{
     unistd::{Pid, pipe2},
 };
 
-use crate::eventually_blocking;
+use crate::{eventually_blocking, network};
 
 /// A part that lost its parent must have cleaned up by then.
 const CLEANUP: Duration = Duration::from_secs(20);
@@ -74,6 +74,8 @@ pub struct Surroundings {
     pub environment: Vec<(OsString, OsString)>,
     /// It is born there; none: in our own.
     pub cgroup: Option<PathBuf>,
+    /// The network namespace that it is in; none: our own.
+    pub network: Option<PathBuf>,
 }
 
 impl Part {
@@ -149,6 +151,9 @@ impl Part {
         };
         // SAFETY: between fork and exec only fcntl(2) and write(2) are called, which are async-signal-safe.
         unsafe { command.pre_exec(keep_open) };
+        if let Some(path) = &surroundings.network {
+            network::enter(&mut command, File::open(path).expect("a network namespace that is there"));
+        }
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         drop(read);
         Self { name: name.to_owned(), child, lifeline: Some(write), log: log.to_owned() }

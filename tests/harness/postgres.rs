@@ -115,6 +115,20 @@ impl Cluster {
         self.run("pg_ctl", &["-D", text(&self.data()), "-w", "-m", "immediate", "stop"]);
     }
 
+    /// Runs statements, as a restored dump.
+    ///
+    /// # Panics
+    /// If one of them fails.
+    pub fn execute(&self, sql: &str) {
+        let file = self.folder.path().join("statements.sql");
+        fs::write(&file, sql).expect("a folder of ours");
+        let host = text(self.folder.path());
+        self.run(
+            "psql",
+            &["-q", "-v", "ON_ERROR_STOP=1", "-h", host, "-U", "muster", "-d", "postgres", "-f", text(&file)],
+        );
+    }
+
     fn run(&self, program: &str, args: &[&str]) {
         let mut command = Command::new(self.bin.join(program));
         command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -113,7 +113,7 @@ impl Spawner {
             .as_deref()
             .map_or(Ok(()), take_controllers_back)
             .map_err(|error| format!("the unit's cgroup: {error}"))?;
-        let surroundings = Surroundings { environment, cgroup };
+        let surroundings = Surroundings { environment, cgroup, network: None };
         let mut part = Part::start_in("spawner", &folder.path().join("log"), &arguments, &surroundings);
         let dialled =
             eventually_blocking(WAIT, || dial(&path).map(Ok).or_else(|| (!part.is_running()).then_some(Err(()))));
