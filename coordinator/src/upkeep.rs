@@ -399,9 +399,15 @@ mod tests {
         let root = fleet();
         let data = root.path().join("data");
         let file = data.join(STORE_FILE);
-        let connection = rusqlite::Connection::open(&file).unwrap();
-        connection.execute("UPDATE jobs SET record = replace(record, 'tasks', 'tasjs') WHERE id = 1100", []).unwrap();
-        drop(connection);
+        rusqlite::Connection::open(&file).unwrap().execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        // 2 tasks become 3: it reads as well as before.
+        let mut bytes = fs::read(&file).unwrap();
+        let find =
+            |text: &[u8], from: usize| from + bytes[from..].windows(text.len()).position(|at| at == text).unwrap();
+        let at = find(b"\"tasks\":2", find(b"job number 1100", 0)) + 8;
+        bytes[at] ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert!(EmbeddedStore::open(&file).is_err(), "it is not started from");
         let problems = verify(&data).unwrap().problems;
         assert!(problems.len() == 1 && problems[0].starts_with("jobs 1100:"), "{problems:?}");
         let repaired = repair(&data).unwrap();

@@ -20,7 +20,7 @@ use super::{
 use crate::leadership::{Leadership, Role};
 
 #[path = "../../../tests/harness/postgres.rs"]
-mod server;
+pub(super) mod server;
 
 use server::{Cluster, Proxy, Road};
 
@@ -63,7 +63,7 @@ fn postgres(test: fn(Open<'_>)) {
     });
 }
 
-fn lead(target: &Target) -> Campaign {
+pub(super) fn lead(target: &Target) -> Campaign {
     let candidate = Candidate { holder: "a test".into(), address: "a.example:1".into() };
     let mut campaign = postgres::campaign(target.clone(), candidate);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -275,9 +275,9 @@ fn a_later_schema_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("fleet.db");
     EmbeddedStore::create(&file).unwrap();
-    Connection::open(&file).unwrap().execute_batch("PRAGMA user_version = 2").unwrap();
+    Connection::open(&file).unwrap().execute_batch("PRAGMA user_version = 3").unwrap();
     let error = EmbeddedStore::open(&file).unwrap_err();
-    assert!(matches!(error, Error::NewerSchema { found: 2, known: 1 }), "{error}");
+    assert!(matches!(error, Error::NewerSchema { found: 3, known: 2 }), "{error}");
 }
 
 #[test]

@@ -22,15 +22,18 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Batch, Entry, Error, HistoryQuery, Reader, Store, StoredAttempt, TokenRecord,
+    Batch, Entry, Error, HistoryQuery, Reader, Store, StoredAttempt, TokenRecord, checksum,
     rows::{damaged, parse, signed, sizes_of_text, sizes_to_text, to_json},
-    subject_name,
+    subject_name, survey, wal,
 };
 
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 /// Marks the file as ours ("mstr"), so that no other program's file is taken for it.
 const APPLICATION: i64 = 0x6d73_7472;
 const STATEMENTS_MAX: usize = 64;
+pub(super) const TABLES_SQL: &str = include_str!("schema.sql");
+/// A file of schema 1 becomes one of schema 2, whose rows have checksums: they are computed as the rows are copied.
+const FROM_1_SQL: &str = include_str!("from_1.sql");
 
 /// The writer's side.
 #[derive(Debug)]
@@ -64,8 +67,7 @@ impl EmbeddedStore {
             return Err(damaged(format!("{} is there already", file.display())));
         }
         let schema = format!(
-            "BEGIN; {} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA}; COMMIT;",
-            include_str!("schema.sql")
+            "BEGIN; {TABLES_SQL} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA}; COMMIT;"
         );
         connection.execute_batch(&schema).map_err(failed("make the tables"))?;
         Ok(Self { connection, file: file.to_owned() })
@@ -73,16 +75,26 @@ impl EmbeddedStore {
 
     /// Opens a store that must be there and sound.
     ///
+    /// One of an older schema is brought to ours, in one transaction.
+    ///
     /// # Errors
     /// It is damaged, of a later schema, or unreadable.
     pub fn open(file: &Path) -> Result<Self, Error> {
+        // Before SQLite reads the log, cuts it off and forgets.
+        check_log(file)?;
         let connection = connect(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        check_head(&connection, file)?;
+        let found = check_head(&connection, file)?;
         let check: String = connection
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
             .map_err(|error| unreadable(file, &error))?;
         if check != "ok" {
             return Err(damaged(format!("{}: {check}", file.display())));
+        }
+        if found < SCHEMA {
+            migrate(&connection).map_err(failed("bring the tables to this version's schema"))?;
+        }
+        if let Some(problem) = survey::wrong_seal(&connection).map_err(|error| unreadable(file, &error))? {
+            return Err(damaged(format!("{}: {problem}", file.display())));
         }
         Ok(Self { connection, file: file.to_owned() })
     }
@@ -92,7 +104,7 @@ impl EmbeddedStore {
     /// # Errors
     /// It cannot be opened.
     pub(super) fn read_only(file: &Path) -> Result<Self, Error> {
-        Ok(Self { connection: super::survey::open_to_read(file)?, file: file.to_owned() })
+        Ok(Self { connection: survey::open_to_read(file)?, file: file.to_owned() })
     }
 
     /// Copies a store as of one moment into a new file, also while a coordinator writes it.
@@ -100,7 +112,7 @@ impl EmbeddedStore {
     /// # Errors
     /// It cannot be read, or the copy cannot be written.
     pub fn copy(file: &Path, to: &Path) -> Result<(), Error> {
-        let connection = super::survey::open_to_read(file)?;
+        let connection = survey::open_to_read(file)?;
         check_head(&connection, file)?;
         let to = to.to_str().ok_or_else(|| damaged("the copy's name is no text"))?;
         connection.execute("VACUUM INTO ?1", [to]).map(|_| ()).map_err(failed("copy the store"))
@@ -122,8 +134,42 @@ impl EmbeddedStore {
     }
 }
 
-/// Ours, and of this version.
-pub(super) fn check_head(connection: &Connection, file: &Path) -> Result<(), Error> {
+fn migrate(connection: &Connection) -> rusqlite::Result<()> {
+    // Texts of views and the like are not rewritten, for there are none; the old tables go at once.
+    let done = connection.execute_batch(&format!(
+        "PRAGMA legacy_alter_table = ON; BEGIN IMMEDIATE; {FROM_1_SQL} {TABLES_SQL} {} PRAGMA user_version = {SCHEMA}; COMMIT;
+         PRAGMA legacy_alter_table = OFF;",
+        survey::TABLES.iter().map(copy_from_1).collect::<String>(),
+    ));
+    if done.is_err() && !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK")?;
+    }
+    done
+}
+
+fn copy_from_1(table: &survey::Table) -> String {
+    let (name, columns) = (table.name, table.columns);
+    format!(
+        "INSERT INTO {name} ({columns}) SELECT {columns} FROM {name}_1 ORDER BY {}; DROP TABLE {name}_1; ",
+        table.key
+    )
+}
+
+/// The log holds what was answered last; what is wrong with it must not be taken for its end.
+pub(super) fn check_log(file: &Path) -> Result<(), Error> {
+    let log = PathBuf::from(format!("{}-wal", file.display()));
+    match std::fs::read(&log) {
+        Ok(bytes) if wal::is_damaged(&bytes) => {
+            Err(damaged(format!("{}: its log is damaged before its end", log.display())))
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(damaged(format!("{}: {error}", log.display()))),
+    }
+}
+
+/// Ours, and of this version or an older one: which.
+pub(super) fn check_head(connection: &Connection, file: &Path) -> Result<i64, Error> {
     let pragma = |name: &str| -> Result<i64, Error> {
         connection.pragma_query_value(None, name, |row| row.get(0)).map_err(|error| unreadable(file, &error))
     };
@@ -134,10 +180,10 @@ pub(super) fn check_head(connection: &Connection, file: &Path) -> Result<(), Err
     if found > SCHEMA {
         return Err(Error::NewerSchema { found, known: SCHEMA });
     }
-    if found < SCHEMA {
+    if found < 1 {
         return Err(damaged(format!("{} has schema {found}, which never was released", file.display())));
     }
-    Ok(())
+    Ok(found)
 }
 
 fn unreadable(file: &Path, error: &rusqlite::Error) -> Error {
@@ -148,6 +194,7 @@ fn connect(file: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     let connection =
         Connection::open_with_flags(file, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed("open the file"))?;
     connection.busy_timeout(Duration::from_secs(10)).map_err(failed("set the timeout"))?;
+    checksum::register(&connection).map_err(failed("set the checksum"))?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     // FULL: a commit that returned survives loss of power (FL-1).
     connection

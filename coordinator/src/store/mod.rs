@@ -3,13 +3,17 @@
 //! A commit is all or nothing and durable when it returns. There is one writer,
 //! the driver; readers see only what is committed and never delay it.
 
+mod checksum;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod damage;
 mod embedded;
 pub mod postgres;
 mod rows;
 mod salvage;
 mod survey;
+mod wal;
 
 use bytes::Bytes;
 use muster_core::{

@@ -9,7 +9,7 @@ use rusqlite::{Connection, params, params_from_iter, types::Value};
 
 use super::{
     Error, Store as _,
-    embedded::{EmbeddedStore, check_head, failed},
+    embedded::{EmbeddedStore, check_head, check_log, failed},
     rows::{signed, to_json},
     survey::{TABLES, Table, key_of, open_to_read},
 };
@@ -22,14 +22,16 @@ const TOLD_MAX: usize = 100;
 /// # Errors
 /// The damaged file cannot be opened as a store at all, or the new one cannot be written.
 pub fn salvage(damaged: &Path, mended: &Path, now: Timestamp) -> Result<Vec<String>, Error> {
+    let log = check_log(damaged);
     let from = open_to_read(damaged)?;
     // Nothing can be written by this connection. It makes SQLite read a file that is shorter than its head says.
     from.execute_batch("PRAGMA writable_schema = ON").map_err(failed("open the damaged file"))?;
-    check_head(&from, damaged)?;
+    let schema = check_head(&from, damaged)?;
     let mut to = EmbeddedStore::create(mended)?;
-    let mut said = Vec::new();
+    let mut said: Vec<String> =
+        log.err().map(|error| format!("{error}; what was committed after that is lost")).into_iter().collect();
     for table in &TABLES {
-        copy(&from, to.connection(), table, &mut said)?;
+        copy(&from, to.connection(), table, schema > 1, &mut said)?;
     }
     drop(from);
     let (mut image, _) = to.load()?;
@@ -52,14 +54,19 @@ pub fn salvage(damaged: &Path, mended: &Path, now: Timestamp) -> Result<Vec<Stri
     Ok(said)
 }
 
-fn copy(from: &Connection, to: &Connection, table: &Table, said: &mut Vec<String>) -> Result<(), Error> {
+fn copy(from: &Connection, to: &Connection, table: &Table, sealed: bool, said: &mut Vec<String>) -> Result<(), Error> {
     let marks = vec!["?"; table.columns.split(',').count()].join(", ");
     let insert = format!("INSERT OR IGNORE INTO {} ({}) VALUES ({marks})", table.name, table.columns);
-    let broken_at_start = copy_in_order(from, to, table, "", &insert, said)?;
+    let seal = if sealed { format!("seal IS checksum('{}', {})", table.name, table.columns) } else { "1".to_owned() };
+    let rows = |order: &str| {
+        let keys: Vec<String> = table.key.split(", ").map(|key| format!("{key} {order}")).collect();
+        format!("SELECT {}, {seal} FROM {} ORDER BY {}", table.columns, table.name, keys.join(", "))
+    };
+    let broken_at_start = copy_in_order(from, to, table, &rows(""), &insert, said)?;
     if let Some(why) = broken_at_start {
         said.push(format!("{}: a part of it cannot be read ({why})", table.name));
         // What lies behind the gap; where it meets what is there, that stays.
-        copy_in_order(from, to, table, "DESC", &insert, &mut Vec::new())?;
+        copy_in_order(from, to, table, &rows("DESC"), &insert, &mut Vec::new())?;
     }
     Ok(())
 }
@@ -69,16 +76,14 @@ fn copy_in_order(
     from: &Connection,
     to: &Connection,
     table: &Table,
-    order: &str,
+    sql: &str,
     insert: &str,
     said: &mut Vec<String>,
 ) -> Result<Option<String>, Error> {
-    let keys: Vec<String> = table.key.split(", ").map(|key| format!("{key} {order}")).collect();
-    let sql = format!("SELECT {} FROM {} ORDER BY {}", table.columns, table.name, keys.join(", "));
     let width = table.columns.split(',').count();
     to.execute_batch("BEGIN").map_err(failed("write the new file"))?;
     let mut write = to.prepare(insert).map_err(failed("write the new file"))?;
-    let mut ask = match from.prepare(&sql) {
+    let mut ask = match from.prepare(sql) {
         Ok(ask) => ask,
         Err(error) => {
             to.execute_batch("COMMIT").map_err(failed("write the new file"))?;
@@ -92,6 +97,10 @@ fn copy_in_order(
             Ok(None) => break None,
             Err(error) => break Some(error.to_string()),
         };
+        if row.get::<_, i64>(width) == Ok(0) {
+            said.push(format!("{} {}: it is not what was written and is left out", table.name, key_of(row, table)));
+            continue;
+        }
         if let Err(why) = (table.read)(row) {
             said.push(format!("{} {}: it does not read and is left out ({why})", table.name, key_of(row, table)));
             continue;
@@ -100,7 +109,7 @@ fn copy_in_order(
         let Ok(values) = values else { continue };
         let written = write.execute(params_from_iter(values)).map_err(failed("write the new file"))?;
         // From the end on: it has come to what was read from the start.
-        if written == 0 && order == "DESC" {
+        if written == 0 && sql.ends_with("DESC") {
             break None;
         }
     };

@@ -1,7 +1,8 @@
--- Schema 1. State rows are keyed by id and replaced; history only grows.
+-- Schema 2. State rows are keyed by id and replaced; history only grows. `seal` is a checksum of its row.
 CREATE TABLE meta (
     name  TEXT PRIMARY KEY,
-    value TEXT NOT NULL
+    value TEXT NOT NULL,
+    seal INTEGER NOT NULL AS (checksum('meta', name, value)) STORED
 ) WITHOUT ROWID;
 
 CREATE TABLE jobs (
@@ -9,17 +10,20 @@ CREATE TABLE jobs (
     key      TEXT NOT NULL UNIQUE,
     digest   BLOB NOT NULL,
     template BLOB NOT NULL,   -- muster.v1.JobTemplate
-    record   TEXT NOT NULL    -- JobRecord, JSON
+    record   TEXT NOT NULL,   -- JobRecord, JSON
+    seal INTEGER NOT NULL AS (checksum('jobs', id, key, digest, template, record)) STORED
 );
 
 CREATE TABLE nodes (
     id     INTEGER PRIMARY KEY,
-    record TEXT NOT NULL      -- NodeRecord, JSON
+    record TEXT NOT NULL,     -- NodeRecord, JSON
+    seal INTEGER NOT NULL AS (checksum('nodes', id, record)) STORED
 );
 
 CREATE TABLE pools (
     name   TEXT PRIMARY KEY,
-    record TEXT NOT NULL      -- PoolRecord, JSON
+    record TEXT NOT NULL,     -- PoolRecord, JSON
+    seal INTEGER NOT NULL AS (checksum('pools', name, record)) STORED
 ) WITHOUT ROWID;
 
 CREATE TABLE attempts (
@@ -29,6 +33,7 @@ CREATE TABLE attempts (
     ended  INTEGER NOT NULL,  -- 0 while it is live
     record TEXT NOT NULL,     -- AttemptRecord, JSON
     detail BLOB,              -- muster.v1.AttemptEnded
+    seal INTEGER NOT NULL AS (checksum('attempts', job, task, number, ended, record, detail)) STORED,
     PRIMARY KEY (job, task, number)
 ) WITHOUT ROWID;
 CREATE INDEX attempts_live ON attempts (ended) WHERE ended = 0;
@@ -40,13 +45,15 @@ CREATE TABLE history (
     kind     TEXT NOT NULL,
     reason   TEXT NOT NULL,
     actor    TEXT,
-    sizes    TEXT             -- "from,to" of a scaling decision
+    sizes    TEXT,            -- "from,to" of a scaling decision
+    seal INTEGER NOT NULL AS (checksum('history', revision, time, subject, kind, reason, actor, sizes)) STORED
 );
 CREATE INDEX history_subject ON history (subject, revision);
 
 CREATE TABLE evidence (
     revision INTEGER PRIMARY KEY AUTOINCREMENT,
-    record   TEXT NOT NULL    -- Evidence, JSON
+    record   TEXT NOT NULL,   -- Evidence, JSON
+    seal INTEGER NOT NULL AS (checksum('evidence', revision, record)) STORED
 );
 
 CREATE TABLE tokens (
@@ -55,5 +62,6 @@ CREATE TABLE tokens (
     pool    TEXT NOT NULL,
     host    INTEGER,
     expires INTEGER NOT NULL,
-    used_by BLOB              -- SHA-256 of the first key that used it
+    used_by BLOB,             -- SHA-256 of the first key that used it
+    seal INTEGER NOT NULL AS (checksum('tokens', id, secret, pool, host, expires, used_by)) STORED
 ) WITHOUT ROWID;

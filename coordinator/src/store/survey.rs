@@ -17,12 +17,13 @@ use rusqlite::{Connection, OpenFlags, Row, types::ValueRef};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Error, Store as _,
-    embedded::{EmbeddedStore, check_head, failed},
+    Error, Store as _, checksum,
+    embedded::{EmbeddedStore, TABLES_SQL, check_head, check_log, failed},
 };
 
 /// Problems that are told; a damaged page makes a great many.
 const PROBLEMS_MAX: usize = 100;
+const OTHER_TABLES: &str = "its tables are not those of its schema";
 
 /// What a survey found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,6 +124,7 @@ pub(super) fn open_to_read(file: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file, flags).map_err(failed("open the file"))?;
     connection.busy_timeout(std::time::Duration::from_secs(10)).map_err(failed("set the timeout"))?;
+    checksum::register(&connection).map_err(failed("set the checksum"))?;
     Ok(connection)
 }
 
@@ -131,13 +133,24 @@ pub(super) fn open_to_read(file: &Path) -> Result<Connection, Error> {
 /// # Errors
 /// It is no store, is of a later version, or cannot be opened at all.
 pub fn survey(file: &Path) -> Result<Findings, Error> {
-    let connection = open_to_read(file)?;
-    check_head(&connection, file)?;
-    connection.execute_batch("BEGIN").map_err(failed("begin to read"))?;
     let mut findings = Findings::default();
+    // A log that is written meanwhile is read half before and half after: whoever sees damage looks again.
+    if let Err(error) = check_log(file).or_else(|_| check_log(file)) {
+        findings.problem(error.to_string());
+    }
+    let connection = open_to_read(file)?;
+    let schema = check_head(&connection, file)?;
+    connection.execute_batch("BEGIN").map_err(failed("begin to read"))?;
     survey_pages(&connection, &mut findings);
+    if schema > 1 && !has_our_tables(&connection).unwrap_or(false) {
+        findings.problem(OTHER_TABLES.to_owned());
+    }
     for table in &TABLES {
         survey_table(&connection, table, &mut findings);
+        // Rows have checksums since schema 2.
+        if schema > 1 {
+            survey_seals(&connection, table, &mut findings);
+        }
     }
     drop(connection);
     if findings.problems.is_empty() {
@@ -175,6 +188,57 @@ fn survey_table(connection: &Connection, table: &Table, findings: &mut Findings)
         findings.problem(format!("{}: not all of it can be read: {error}", table.name));
     }
     findings.rows.push((table.name, count));
+}
+
+/// Rows that are not what was written, although they read.
+fn survey_seals(connection: &Connection, table: &Table, findings: &mut Findings) {
+    if let Err(error) = wrong_seals(connection, table, |problem| findings.problem(problem)) {
+        findings.problem(format!("{}: not all of its checksums can be read: {error}", table.name));
+    }
+}
+
+fn wrong_seals(connection: &Connection, table: &Table, mut tell: impl FnMut(String)) -> rusqlite::Result<()> {
+    let mut ask = connection.prepare(&format!(
+        "SELECT {columns} FROM {name} WHERE seal IS NOT checksum('{name}', {columns})",
+        name = table.name,
+        columns = table.columns,
+    ))?;
+    let mut rows = ask.query([])?;
+    while let Some(row) = rows.next()? {
+        tell(format!("{} {}: it is not what was written: its checksum is another", table.name, key_of(row, table)));
+    }
+    Ok(())
+}
+
+/// The first thing that is not what was written: a row, or the tables themselves.
+///
+/// # Errors
+/// The file cannot be read.
+pub(super) fn wrong_seal(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    if !has_our_tables(connection)? {
+        return Ok(Some(OTHER_TABLES.to_owned()));
+    }
+    let mut first = None;
+    for table in &TABLES {
+        wrong_seals(connection, table, |problem| {
+            first.get_or_insert(problem);
+        })?;
+    }
+    Ok(first)
+}
+
+fn has_our_tables(connection: &Connection) -> rusqlite::Result<bool> {
+    let fresh = Connection::open_in_memory()?;
+    checksum::register(&fresh)?;
+    fresh.execute_batch(TABLES_SQL)?;
+    Ok(tables_of(connection)? == tables_of(&fresh)?)
+}
+
+fn tables_of(connection: &Connection) -> rusqlite::Result<Vec<(String, Option<String>)>> {
+    // What SQLite makes by itself, like its own statistics, is no matter.
+    let sql =
+        "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_stat%' ORDER BY name";
+    connection.prepare(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// The rows agree with one another, and keep every promise that one state can show.

@@ -104,14 +104,19 @@ async fn prepare_tables(session: &mut Session, fleet: &str, create: bool) -> Res
 async fn check_server(session: &mut Session) -> Result<(), Error> {
     let client = session.client().await?;
     let ask = "SELECT current_setting('fsync'), current_setting('full_page_writes'),
-                      current_setting('synchronous_standby_names'), pg_is_in_recovery()";
+                      current_setting('synchronous_standby_names'), current_setting('data_checksums')";
     let row = client.query_one(ask, &[]).await.map_err(|error| session.failed("read the server's settings", error))?;
     let (fsync, pages): (String, String) = (column(&row, 0)?, column(&row, 1)?);
     if fsync != "on" || pages != "on" {
         let reason = format!("the server has fsync = {fsync} and full_page_writes = {pages}; both must be on");
         return Err(Error::Unfit { reason });
     }
-    let standbys: String = column(&row, 2)?;
+    let (standbys, checksums): (String, String) = (column(&row, 2)?, column(&row, 3)?);
+    if checksums != "on" {
+        tracing::info!(
+            "the store's pages have no checksums (initdb --data-checksums): a disk that damages them is not noticed"
+        );
+    }
     if standbys.is_empty() {
         tracing::info!(
             "the store has no synchronous standby: if PostgreSQL itself fails over, answered requests may be lost, \
