@@ -18,6 +18,9 @@ pub const LEADERSHIP_RENEWAL: Millis = Millis::from_secs(1);
 pub const TAKEOVER_MARGIN: Millis = Millis(500);
 /// A node that has been silent this long is lost.
 pub const LOST_AFTER: Millis = Millis::from_secs(120);
+/// A lost host that a provider made is given back after this much longer: time for a person to look at it, and for
+/// the network to heal, before what it holds goes with it.
+pub const LOST_HOST_KEPT: Millis = Millis::from_secs(15 * 60);
 /// A coordinator's leadership, counted on its own clock from the sending of a renewal.
 pub const LEADER_LEASE: Millis = Millis::from_secs(3);
 /// Between two renewals of it.

@@ -17,7 +17,7 @@ use crate::{
     ids::{Actor, AttemptId, NodeId, Revision, SessionId},
     limits,
     mutation::{self, Mutation},
-    node::{Drain, Duty, Liveness, Mark},
+    node::{Drain, Duty, Liveness, Mark, NodeRecord},
     pool::Host,
     spec::OnDrain,
     time::{Millis, Timestamp},
@@ -171,6 +171,40 @@ impl Fleet {
         self.wake_at(now + limits::DELETE_ASK_AGAIN, Timer::Pool(name));
     }
 
+    /// A lost host that a provider made counts against its pool's maximum until the provider confirms that it is
+    /// gone, and nobody else may ask for that: it is given back, so that another can take its place. One that an
+    /// operator has set aside is left to the operator, and so is every one while evictions rest (FL-12).
+    pub(super) fn settle_lost(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        if !matches!(self.host_of(id), Some(Host::Joined(_))) || !may_be_given_back(&node.record) {
+            return;
+        }
+        let kept = node.heard + limits::LOST_AFTER + limits::LOST_HOST_KEPT;
+        let due = kept.max(self.meta.brake_until.unwrap_or_default());
+        if due > now {
+            self.wake_at(due, Timer::Node(id));
+        } else if self.meta.loss.is_none() {
+            let sentence = format!("nothing heard for {}: its provider is told to end it", now.since(node.heard));
+            record(out, now, Subject::Node(id), "given_back", sentence, None);
+            self.pause_after_brake(now, out);
+            self.delete_host_of(id, now, out);
+        }
+    }
+
+    /// What its pool knows of the host that this node runs on; none: no provider made it, or it is gone.
+    fn host_of(&self, id: NodeId) -> Option<Host> {
+        let node = self.nodes.get(&id)?;
+        self.pools.get(&node.record.pool)?.record.hosts.get(&node.record.host?).copied()
+    }
+
+    /// Its provider was told to end its host, and it speaks once more: it may hear again that it is to go, if that
+    /// is what it waits for, and gets no work that would die with it.
+    pub(super) fn is_being_deleted(&self, id: NodeId, closed_for: Revision) -> bool {
+        let duty = self.nodes.get(&id).map(|node| &node.record.duty);
+        let waits = matches!(duty, Some(Duty::Stopping { drain, .. }) if drain.revision == closed_for);
+        matches!(self.host_of(id), Some(Host::Deleting { .. })) && !waits
+    }
+
     pub(super) fn drain_refused(
         &mut self,
         id: NodeId,
@@ -226,6 +260,7 @@ impl Fleet {
         }
         out.touched.nodes.insert(id);
         self.freed.insert(id);
+        self.unsettled.insert(id);
         self.reindex(id);
     }
 
@@ -282,6 +317,17 @@ impl Fleet {
         let actor = host_actor(&node.record.name);
         let reason = format!("quarantined: attempt {attempt} does not end after SIGKILL");
         let _granted = self.cordon(id, actor, reason, now, out);
+    }
+}
+
+/// Does nobody want to look at this host, should it be lost? Whoever cordoned it does, or drained it to have it back.
+fn may_be_given_back(record: &NodeRecord) -> bool {
+    match &record.duty {
+        Duty::Eligible => true,
+        Duty::Cordoned(_) => false,
+        Duty::Draining(drain) | Duty::Drained { drain, .. } | Duty::Stopping { drain, .. } => {
+            drain.order.then == DrainThen::Delete || drain.order.actor == host_actor(&record.name)
+        }
     }
 }
 

@@ -200,6 +200,7 @@ impl Fleet {
                 record(out, now, Subject::Node(id), "uncordoned", reason, Some(&actor));
                 out.touched.nodes.insert(id);
                 self.freed.insert(id);
+                self.unsettled.insert(id);
                 self.reindex(id);
             }
             Duty::Draining(_) | Duty::Drained { .. } | Duty::Stopping { .. } => {

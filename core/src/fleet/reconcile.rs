@@ -117,6 +117,7 @@ impl Fleet {
         record(out, now, Subject::Fleet, "loss_accepted", sentence, Some(actor));
         self.queue.unblock_all();
         self.freed.extend(self.nodes.keys().copied());
+        self.unsettled.extend(self.nodes.keys().copied());
         Reply::LossAccepted { lost: true }
     }
 }

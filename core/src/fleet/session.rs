@@ -100,6 +100,12 @@ impl Fleet {
             out.effects.push(Effect::CloseSession { node: id, session, reason });
             return;
         }
+        if self.is_being_deleted(id, hello.closed_for_drain) {
+            let reason = String::from("the provider was told to end this host: it gets no more work");
+            out.effects.push(Effect::CloseSession { node: id, session, reason });
+            return;
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return };
         if let Some(old) = node.session.filter(|old| *old != session) {
             let reason = String::from("a newer connection of this node replaced this one");
             out.effects.push(Effect::CloseSession { node: id, session: old, reason });
@@ -346,7 +352,8 @@ impl Fleet {
     fn settle_liveness(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         match node.record.liveness {
-            Liveness::Joining | Liveness::Lost(_) | Liveness::Gone(_) => {}
+            Liveness::Joining | Liveness::Gone(_) => {}
+            Liveness::Lost(_) => self.settle_lost(id, now, out),
             Liveness::Live if node.lease_end > now => {
                 let due = node.lease_end;
                 self.wake_at(due, Timer::Node(id));
@@ -376,12 +383,17 @@ impl Fleet {
         let sentence = format!("no heartbeat for {}; its attempts are presumed lost", now.since(node.heard));
         record(out, now, Subject::Node(id), "lost", sentence, None);
         out.touched.nodes.insert(id);
+        self.pause_after_brake(now, out);
+        self.give_up_attempts(id, &End::NodeLost(NodeLoss::Silent), now, out);
+        self.settle_lost(id, now, out);
+    }
+
+    /// After a brake evictions go on, but not all at once: a person can still answer.
+    pub(super) fn pause_after_brake(&mut self, now: Timestamp, out: &mut Output) {
         if self.meta.brake_until.is_some_and(|until| now.since(until) < limits::BRAKE_HOLD) {
-            // After a brake evictions go on, but not all at once: a person can still answer.
             self.meta.brake_until = Some(now + limits::BRAKE_PAUSE);
             out.touched.meta = true;
         }
-        self.give_up_attempts(id, &End::NodeLost(NodeLoss::Silent), now, out);
     }
 
     /// Evictions and scale-in rest until then.
