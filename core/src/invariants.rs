@@ -1,7 +1,7 @@
 //! The promises that a state must keep, by number: checked by the transcripts,
 //! the property tests and the simulator after each step.
 
-use alloc::{format, string::String};
+use alloc::{collections::BTreeSet, format, string::String};
 use core::fmt;
 
 use crate::{
@@ -48,13 +48,15 @@ pub fn check(fleet: &Fleet) -> Result<(), Broken> {
 /// # Errors
 /// The first promise that is broken.
 pub fn check_touched(fleet: &Fleet, touched: &Touched) -> Result<(), Broken> {
-    let jobs = touched.jobs.iter().copied().chain(touched.attempts.keys().map(|attempt| attempt.job));
+    let jobs: BTreeSet<JobId> =
+        touched.jobs.iter().copied().chain(touched.attempts.keys().map(|attempt| attempt.job)).collect();
     for id in jobs {
         if let Some(job) = fleet.job(id) {
             check_job(fleet, id, job)?;
         }
     }
-    let nodes = touched.nodes.iter().copied().chain(touched.attempts.values().map(|attempt| attempt.node));
+    let nodes: BTreeSet<NodeId> =
+        touched.nodes.iter().copied().chain(touched.attempts.values().map(|attempt| attempt.node)).collect();
     for id in nodes {
         if let Some(node) = fleet.node(id) {
             check_node(fleet, id, node)?;

@@ -81,7 +81,7 @@ pub enum Action {
     /// A host that a provider made starts.
     HostMade { pool: PoolName, host: HostRequestId },
     /// The provider tells the coordinator.
-    ProviderTells { event: Event },
+    ProviderTells { event: Box<Event> },
     /// The provider ends a host.
     HostEnds { pool: PoolName, host: HostRequestId },
 }

@@ -36,7 +36,7 @@ impl World {
         self.provider.machines.insert(host, Machine::Making);
         if self.occurs(Fault::CreateFails, 100) {
             self.provider.machines.insert(host, Machine::Ended);
-            let event = Event::HostFailed { pool, host, reason: "no machine left".into() };
+            let event = Box::new(Event::HostFailed { pool, host, reason: "no machine left".into() });
             self.after(500, 10_000, Action::ProviderTells { event });
             return;
         }
@@ -64,7 +64,7 @@ impl World {
             return;
         }
         if self.occurs(Fault::DeleteFails, 150) {
-            let event = Event::HostDeleteFailed { pool, host, reason: "busy".into() };
+            let event = Box::new(Event::HostDeleteFailed { pool, host, reason: "busy".into() });
             self.after(500, 8_000, Action::ProviderTells { event });
             return;
         }
@@ -76,7 +76,8 @@ impl World {
         if let Some(Machine::Made(host)) = machine {
             self.switch_off(host);
         }
-        self.at(self.now + Millis(10), Action::ProviderTells { event: Event::HostGone { pool, host: request } });
+        let event = Box::new(Event::HostGone { pool, host: request });
+        self.at(self.now + Millis(10), Action::ProviderTells { event });
     }
 
     /// The machine and all on it are no more.
@@ -91,7 +92,7 @@ impl World {
         match self.serving() {
             Some(member) => self.tell(member, event),
             None => {
-                self.at(self.now + Millis(1_000), Action::ProviderTells { event });
+                self.at(self.now + Millis(1_000), Action::ProviderTells { event: Box::new(event) });
                 Ok(())
             }
         }

@@ -2,7 +2,10 @@
 //! sees every process and every disk, and judges by the promises alone: it
 //! shares no rule with the code that it checks.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{BuildHasherDefault, Hasher},
+};
 
 use muster_core::{
     effect::{AttemptRecord, Effect, Reply, StopReason},
@@ -76,15 +79,44 @@ struct Task {
     end: Option<String>,
 }
 
+/// Ids are small numbers that nobody chooses to collide: a multiplication spreads them well enough, and the checks
+/// look one up several times a step.
+#[derive(Debug, Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.write_u64(u64::from(id));
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = (self.0.rotate_left(5) ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_usize(&mut self, id: usize) {
+        self.write_u64(id as u64);
+    }
+}
+
+type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
+
 /// All that no part of the fleet can see at once.
 #[derive(Debug, Default)]
 pub struct Truth {
-    attempts: HashMap<AttemptId, Attempt>,
-    tasks: HashMap<(JobId, TaskIndex), Task>,
-    taken: HashMap<usize, Resources>,
+    attempts: IdMap<AttemptId, Attempt>,
+    tasks: IdMap<(JobId, TaskIndex), Task>,
+    taken: IdMap<usize, Resources>,
     busy: BTreeMap<usize, BTreeSet<AttemptId>>,
     /// When each node was last answered.
-    heard: HashMap<NodeId, Timestamp>,
+    heard: IdMap<NodeId, Timestamp>,
     accepted: BTreeSet<JobId>,
     cancels: BTreeSet<JobId>,
     retried: BTreeSet<JobId>,
@@ -94,7 +126,7 @@ pub struct Truth {
     silences: Vec<(Timestamp, NodeId)>,
     brake_until: Timestamp,
     /// As stored before this batch.
-    before: BTreeMap<NodeId, NodeRecord>,
+    before: BTreeMap<NodeId, (Liveness, Duty)>,
     pub starts_total: u64,
 }
 
@@ -277,7 +309,7 @@ impl Truth {
         self.before.clear();
         for id in &out.touched.nodes {
             let Some(row) = store.node(*id) else { continue };
-            self.before.insert(*id, row.clone());
+            self.before.insert(*id, (row.liveness, row.duty.clone()));
             if let Some(node) = fleet.node(*id) {
                 coverage.edge("liveness", row.liveness.name(), node.liveness.name());
                 coverage.edge("duty", row.duty.name(), node.duty.name());
@@ -462,8 +494,9 @@ impl Truth {
         hosts: &[SimHost],
         now: Timestamp,
     ) -> Result<(), Violation> {
-        let before = self.before.get(&id).cloned();
-        let was = before.as_ref().map(|row| row.liveness);
+        let before = self.before.remove(&id);
+        let was = before.as_ref().map(|(liveness, _)| *liveness);
+        let before = before.map(|(_, duty)| duty);
         let heard = self.heard.get(&id).copied().unwrap_or_default();
         let quiet = now.since(heard.max(self.led));
         match (was, node.liveness) {
@@ -491,7 +524,7 @@ impl Truth {
         }
         let began = |duty: &Duty| matches!(duty, Duty::Draining(_));
         if let Duty::Draining(drain) = &node.duty
-            && !before.as_ref().is_some_and(|row| began(&row.duty))
+            && !before.as_ref().is_some_and(began)
             && drain.order.actor.0 == "scaler"
         {
             if fleet.attempts_on(id).next().is_some() {
@@ -501,7 +534,7 @@ impl Truth {
                 return broken("FL-12", format!("scale-in takes node {} although the brake holds", node.name));
             }
         }
-        if let (Some(Duty::Draining(old)), Duty::Draining(new)) = (before.as_ref().map(|row| &row.duty), &node.duty)
+        if let (Some(Duty::Draining(old)), Duty::Draining(new)) = (&before, &node.duty)
             && old.revision == new.revision
             && let Some(deadline) = old.order.deadline
             && new.order.deadline.is_none_or(|later| later > deadline)
@@ -509,7 +542,7 @@ impl Truth {
             return broken("F7", format!("the drain of {} was put off by a later request", node.name));
         }
         let is_proved = |duty: &Duty| matches!(duty, Duty::Drained { .. } | Duty::Stopping { .. });
-        if is_proved(&node.duty) && !before.as_ref().is_some_and(|row| is_proved(&row.duty)) {
+        if is_proved(&node.duty) && !before.as_ref().is_some_and(is_proved) {
             self.check_proved(id, node, hosts)?;
         }
         Ok(())

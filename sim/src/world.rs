@@ -340,7 +340,7 @@ impl World {
                 self.host_made(pool, host);
                 Ok(())
             }
-            Action::ProviderTells { event } => self.provider_tells(event),
+            Action::ProviderTells { event } => self.provider_tells(*event),
             Action::HostEnds { pool, host } => {
                 self.host_ends(pool, host);
                 Ok(())
