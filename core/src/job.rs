@@ -218,6 +218,30 @@ impl JobRecord {
         Some((task, number))
     }
 
+    /// Numbers of attempts at this task that were given out and are over.
+    #[must_use]
+    pub fn numbers_used(&self, task: TaskIndex) -> u32 {
+        self.tallies.get(&task).map_or(0, |tally| tally.attempts)
+    }
+
+    /// A host holds an attempt of this number, which was not given out, as far as this record goes: it is not from
+    /// now on. No host's word passes by more than a few.
+    pub fn pass_by(&mut self, task: TaskIndex, number: NonZeroU32) -> bool {
+        let used = self.numbers_used(task).max(self.live.get(&task).map_or(0, |live| live.get()));
+        let is_open = task < self.spec.tasks && self.end_of(task).is_none();
+        let passes = is_open && number.get() > used && number.get() - used <= limits::NUMBERS_PASSED_MAX;
+        if passes {
+            self.use_up(task, number);
+        }
+        passes
+    }
+
+    /// Not given out again.
+    fn use_up(&mut self, task: TaskIndex, number: NonZeroU32) {
+        let tally = self.tallies.entry(task).or_default();
+        tally.attempts = tally.attempts.max(number.get());
+    }
+
     /// A waiting task turns out to be under way as this attempt. False: it does not wait.
     pub fn adopt(&mut self, task: TaskIndex, number: NonZeroU32) -> bool {
         let waited = self.waiting.remove(task) || self.remove_delayed(task);
@@ -230,7 +254,7 @@ impl JobRecord {
     /// The attempt never started: its task waits as before, its number is not used again.
     pub fn give_back(&mut self, task: TaskIndex) -> Next {
         let Some(number) = self.live.remove(&task) else { return Next::Ended };
-        self.tallies.entry(task).or_default().attempts = number.get();
+        self.use_up(task, number);
         if self.is_cancelled(task) {
             self.end_task(task, &End::Cancelled);
             return Next::Ended;
@@ -253,7 +277,7 @@ impl JobRecord {
             (next, _) => next,
         };
         if next != Next::Ended || *ending.end != End::Succeeded {
-            self.tallies.entry(task).or_default().attempts = number.get();
+            self.use_up(task, number);
         }
         match next {
             Next::Ended => self.end_task(task, ending.end),

@@ -49,6 +49,8 @@ pub const COOLING: Millis = Millis::from_secs(60);
 pub const FAULTS_BEFORE_DRAIN: u32 = 8;
 /// A task that was running on this many nodes when they were lost is held.
 pub const POISON_NODES: usize = 3;
+/// Numbers of attempts that a store can have lost of one task, as far as it believes a host.
+pub const NUMBERS_PASSED_MAX: u32 = 16;
 /// A timer that is overdue by this much shows that the coordinator itself was stopped.
 pub const ABSENCE: Millis = Millis::from_secs(5);
 /// Ask again for a drain's proof, or evict again, after this.

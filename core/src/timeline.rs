@@ -27,7 +27,8 @@ pub struct Seen {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
     terms: Vec<(Term, u64)>,
-    /// Nothing that is said of this term or an earlier one counts: an operator accepted the loss.
+    /// Nothing that is said of earlier terms counts: an operator accepted under this one that they lost something.
+    /// What this leader itself said later can be lost in its turn.
     accepted: Term,
 }
 
@@ -43,7 +44,7 @@ impl Timeline {
     /// Whether that was seen of a store which this one does not go on from.
     #[must_use]
     pub fn contradicts(&self, seen: Seen) -> bool {
-        if seen.term <= self.accepted {
+        if seen.term < self.accepted {
             return false;
         }
         let begun_later = match self.terms.binary_search_by_key(&seen.term, |(term, _)| *term) {
@@ -100,6 +101,10 @@ mod tests {
         timeline.accept();
         assert!(!timeline.contradicts(seen(25, 1)));
         assert!(timeline.contradicts(seen(31, 0)));
+        // What the leader that was told so says afterwards counts: the next one may not have all of it.
+        timeline.led(Term(40), 300);
+        assert!(!timeline.contradicts(seen(30, 300)));
+        assert!(timeline.contradicts(seen(30, 301)));
     }
 
     #[test]

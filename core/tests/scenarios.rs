@@ -15,6 +15,7 @@ use muster_core::{
     resources::Resources,
     spec::{Delivery, JobSpec, OnDrain, Retries},
     time::{Millis, Timestamp},
+    timeline::Seen,
 };
 
 #[test]
@@ -234,6 +235,11 @@ impl World {
                 let host = HostRequestId(first.parse().expect("a host"));
                 self.apply(Event::HostFailed { pool: PoolName("local".into()), host, reason })
             }
+            "saw" => {
+                let seen = Seen { term: Term(words.number("term", 1)), commit: words.number("commit", 0) };
+                self.apply(Event::HostSaw { node: self.node(first), seen })
+            }
+            "accept_loss" => self.apply(Event::AcceptLoss { request, actor, reason }),
             "explain" => {
                 let job: JobId = first.parse().expect("a job id");
                 vec![self.fleet.explain_wait(job).unwrap_or_else(|| "nothing waits".into())]

@@ -55,6 +55,32 @@ impl Jobs {
     }
 }
 
+impl World {
+    /// Clients whose jobs went with lost writes find that out, and submit them again.
+    pub(crate) fn note_lost_jobs(&mut self) {
+        let mut again = Vec::new();
+        for (at, wanted) in self.jobs.wanted.iter_mut().enumerate() {
+            if wanted.answered.is_some_and(|job| self.store.job(job).is_none_or(|row| row.key != key_of(at))) {
+                wanted.answered = None;
+                again.push(at);
+            }
+        }
+        for (asked, job) in self.jobs.asked.values_mut() {
+            if let (Asked::Submit { known }, Some(job)) = (asked, *job) {
+                *known = self.jobs.wanted[job].answered;
+            }
+        }
+        self.jobs.poison.retain(|job| self.store.job(*job).is_some());
+        for job in again {
+            self.after(1_000, ASK_AGAIN.0 * 4, Action::Submit { job });
+        }
+    }
+}
+
+fn key_of(job: usize) -> String {
+    format!("key-{job}")
+}
+
 /// A client without an answer asks again.
 const ASK_AGAIN: Millis = Millis::from_secs(8);
 
@@ -191,7 +217,7 @@ impl World {
         self.after(ASK_AGAIN.0, ASK_AGAIN.0 * 2, Action::Submit { job });
         let Some(member) = self.serving() else { return Ok(()) };
         let request = self.request(Asked::Submit { known }, Some(job));
-        self.tell(member, Event::Submit { request, key: format!("key-{job}"), digest: [0; 32], spec })
+        self.tell(member, Event::Submit { request, key: key_of(job), digest: [0; 32], spec })
     }
 
     /// A client hears.
@@ -243,8 +269,22 @@ impl World {
         self.rng.choose(recent).copied()
     }
 
+    /// An operator sees the alarm in time, looks, and says to go on.
+    fn answer_loss(&mut self) -> Result<(), Violation> {
+        let Some(member) = self.serving() else { return Ok(()) };
+        let is_lost = self.members[member].fleet().is_some_and(|fleet| fleet.meta().loss.is_some());
+        if !is_lost {
+            return Ok(());
+        }
+        let request = self.request(Asked::Other, None);
+        self.tell(member, Event::AcceptLoss { request, actor: operator(), reason: "what is gone is gone".into() })
+    }
+
     /// One command, or a hasty operator's several on one node.
     fn operate(&mut self) -> Result<(), Violation> {
+        if self.rng.chance(80) {
+            self.answer_loss()?;
+        }
         let Some(node) = self.some_node() else { return Ok(()) };
         self.command(node)?;
         if self.rng.chance(100) {
@@ -316,6 +356,7 @@ impl World {
 
     /// After all has healed, an operator takes back what was done to nodes and jobs.
     pub(crate) fn tidy_up(&mut self) -> Result<(), Violation> {
+        self.answer_loss()?;
         let Some(member) = self.serving() else { return Ok(()) };
         let Some(fleet) = self.members[member].fleet() else { return Ok(()) };
         let is_kept = |node: &NodeRecord| !matches!(node.duty, Duty::Eligible);

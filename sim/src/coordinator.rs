@@ -12,6 +12,7 @@ use muster_core::{
     limits,
     spec::Delivery,
     time::{Millis, Timestamp},
+    timeline::Seen,
 };
 
 use crate::{agenda::Action, coverage::event_name, setup::Fault, truth::Violation, world::World};
@@ -51,6 +52,8 @@ pub struct Leader {
     pub fleet: Fleet,
     pub term: u64,
     pub leadership: Leadership,
+    /// Of the store, as this leader knows them.
+    commits: u64,
 }
 
 /// Starts at the wall clock's time or past the last stored one, then runs at its own pace.
@@ -114,6 +117,11 @@ impl Member {
 
     pub fn term(&self) -> u64 {
         self.leader().map_or(0, |leader| leader.term)
+    }
+
+    /// What it says has been committed.
+    pub fn told(&self) -> Seen {
+        self.leader().map_or_else(Seen::default, |leader| Seen { term: Term(leader.term), commit: leader.commits })
     }
 
     /// Its own clock.
@@ -181,9 +189,10 @@ impl World {
         let passed = self.now.since(self.store.last_really);
         let jumped = shown.since(self.store.last).0 > passed.0 * 11 / 10 + 5_000;
         self.truth.led(self.now, jumped);
-        known.role = Role::Leads(Box::new(Leader { fleet, term, leadership }));
+        let commits = self.store.commits;
+        known.role = Role::Leads(Box::new(Leader { fleet, term, leadership, commits }));
         self.count("coordinator", "led");
-        self.step(member, vec![Event::Led { term: Term(term) }])
+        self.step(member, vec![Event::Stored { commits }, Event::Led { term: Term(term) }])
     }
 
     /// A standby looks at the row, a leader renews it.
@@ -266,23 +275,41 @@ impl World {
         self.after(200, patience, Action::MemberStarts { member });
     }
 
+    /// The store goes on without its last commits. Whoever wrote to it starts again from its rows.
+    pub(crate) fn lose_writes(&mut self) {
+        let count = self.rng.between(1, if self.rng.clone().chance(500) { 4 } else { 41 });
+        for member in 0..self.members.len() {
+            if self.members[member].leader().is_some() {
+                self.kill_member(member);
+            }
+        }
+        let lost = self.store.lose(count);
+        self.note_lost_jobs();
+        self.truth.lost_writes(lost, &self.store);
+    }
+
     fn store_latency(&mut self) -> Millis {
         if self.store.slow_until > self.now { Millis(self.rng.between(20, 4_000)) } else { Millis(1) }
     }
 
     /// Something for this coordinator: now, or with all else that came meanwhile.
     pub(crate) fn tell(&mut self, member: usize, event: Event) -> Result<(), Violation> {
+        self.tell_all(member, vec![event])
+    }
+
+    /// The same for what belongs into one batch.
+    pub(crate) fn tell_all(&mut self, member: usize, events: Vec<Event>) -> Result<(), Violation> {
         let known = &mut self.members[member];
         if known.leader().is_none() {
             return Ok(());
         }
         let free = known.paused_until.max(known.busy_until);
         if free > self.now {
-            known.inbox.push(event);
+            known.inbox.extend(events);
             self.wake_member(member, free);
             return Ok(());
         }
-        self.step(member, vec![event])
+        self.step(member, events)
     }
 
     fn wake_member(&mut self, member: usize, at: Timestamp) {
@@ -343,6 +370,7 @@ impl World {
             self.truth.awake(self.now);
         }
         let mut out = Output::default();
+        self.truth.begin(&leader.fleet);
         for event in events {
             self.coverage.event(event_name(&event));
             // With the reserve alone, ends, cancels and drains are written, and new work is refused at the edge.
@@ -369,12 +397,12 @@ impl World {
             return Ok(());
         }
         self.trace_batch(&out);
-        let known = &self.members[member];
-        let Role::Leads(leader) = &known.role else { return Ok(()) };
+        let known = &mut self.members[member];
+        let Role::Leads(leader) = &mut known.role else { return Ok(()) };
         if writes {
+            leader.commits += 1;
             self.truth.committing(&leader.fleet, &out, &self.store, &mut self.coverage)?;
-            self.store.commit(&leader.fleet, &out.touched, time);
-            self.store.last_really = self.now;
+            self.store.commit(&leader.fleet, &out.touched, time, self.now);
             for job in out.touched.accepted.keys() {
                 if let Some(row) = self.store.job(*job) {
                     self.jobs.note_poison(*job, &row.key);

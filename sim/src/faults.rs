@@ -103,6 +103,7 @@ impl World {
                     return self.provider_tells(event);
                 }
             }
+            Fault::StoreLosesWrites => self.lose_writes(),
             Fault::CoordinatorDies
             | Fault::CoordinatorPaused
             | Fault::StoreUnreachable

@@ -10,6 +10,7 @@ use muster_core::{
     ids::{AttemptId, HostRequestId, NodeId, PoolName, Revision, SessionId},
     resources::Resources,
     time::{Millis, Timestamp},
+    timeline::Seen,
 };
 
 use crate::{
@@ -22,6 +23,9 @@ use crate::{
 
 /// No life of a spawner: they count from 1.
 const NO_SPAWNER: u64 = 0;
+
+/// Between two notes on disk of what one leader says.
+const SEEN_EVERY: Millis = Millis::from_secs(60);
 
 /// What the spawner keeps of an attempt.
 #[derive(Clone, Debug)]
@@ -55,6 +59,10 @@ pub struct SimHost {
     pub closed_for: Option<Revision>,
     /// On disk: it was released, and stays down.
     pub left: bool,
+    /// The last that a leader said it had committed.
+    pub seen: Seen,
+    /// What of that is on disk, and since when.
+    seen_on_disk: (Seen, Timestamp),
     pub agent_paused: Timestamp,
     /// The spawner that the agent is connected to; what it says to a dead one is lost.
     talks_to: u64,
@@ -115,6 +123,8 @@ impl SimHost {
             agent_start: 0,
             closed_for: None,
             left: false,
+            seen: Seen::default(),
+            seen_on_disk: (Seen::default(), Timestamp(0)),
             agent_paused: Timestamp(0),
             talks_to: NO_SPAWNER,
             orders: BTreeMap::new(),
@@ -152,6 +162,7 @@ impl SimHost {
         copy.agent_start = self.agent_start;
         copy.closed_for = self.closed_for;
         copy.left = self.left;
+        copy.seen_on_disk = self.seen_on_disk;
         copy.boot = boot;
         copy.spawner = boot;
         copy.booted = now;
@@ -199,6 +210,18 @@ impl SimHost {
         }
     }
 
+    /// A leader said what it has committed; on disk at once when it is another leader, else now and then.
+    pub fn note_seen(&mut self, told: Seen, now: Timestamp) {
+        if told <= self.seen {
+            return;
+        }
+        let (noted, at) = self.seen_on_disk;
+        self.seen = told;
+        if (told.term != noted.term || now.since(at) >= SEEN_EVERY) && self.disk_full <= now {
+            self.seen_on_disk = (told, now);
+        }
+    }
+
     fn spawner_id(&self) -> SpawnerId {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&self.spawner.to_le_bytes());
@@ -226,6 +249,7 @@ impl World {
         known.agent_start += 1;
         known.agent = Some(Host::new(known.capacity, known.closed_for));
         known.orders.clear();
+        known.seen = known.seen_on_disk.0;
         known.streams_since_start = 0;
         known.session = None;
         known.agent_paused = self.now;
@@ -282,7 +306,8 @@ impl World {
     /// Tells the agent's rules, and carries out what they ask.
     pub(crate) fn apply(&mut self, host: usize, event: HostEvent) -> Result<(), Violation> {
         if let HostEvent::StartOrdered(order) = &event {
-            self.hosts[host].orders.insert(order.attempt, *order);
+            // A second order of what is held changes nothing of what is held.
+            self.hosts[host].orders.entry(order.attempt).or_insert(*order);
         }
         let boottime = self.hosts[host].boottime(self.now);
         let Some(agent) = &mut self.hosts[host].agent else { return Ok(()) };

@@ -11,6 +11,7 @@ use muster_core::{
     ids::{AttemptId, Epoch, NodeId, Revision, SessionId, Term},
     node::Liveness,
     time::{Millis, Timestamp},
+    timeline::Seen,
 };
 
 use crate::{agenda::Action, setup::Fault, truth::Violation, world::World};
@@ -18,7 +19,7 @@ use crate::{agenda::Action, setup::Fault, truth::Violation, world::World};
 /// What an agent says to the coordinator.
 #[derive(Clone, Debug)]
 pub enum Report {
-    Hello(Box<Hello>),
+    Hello(Box<Hello>, Seen),
     Heartbeat { sequence: u64, held: Vec<Held> },
     Started(AttemptId, Epoch),
     Ended(AttemptId, Epoch, Box<End>),
@@ -37,6 +38,7 @@ pub enum Message {
         sequence: u64,
         duration: Millis,
         unknown: Vec<AttemptId>,
+        told: Seen,
     },
     Start(Vec<StartOrder>),
     Stop(Vec<StopOrder>),
@@ -177,6 +179,14 @@ impl World {
             self.after(200, 3_000, Action::Connect { host });
             return Ok(());
         }
+        // The door looks at the key: a number that was given out again after a loss is another host's.
+        let is_other = |node| {
+            let fleet = self.members[member].fleet();
+            fleet.and_then(|fleet| fleet.node(node)).is_some_and(|row| row.key != self.hosts[host].key)
+        };
+        if self.hosts[host].node.is_some_and(is_other) {
+            self.hosts[host].node = None;
+        }
         if self.hosts[host].node.is_none() {
             self.after(100, 1_500, Action::Connect { host });
             return self.enroll(host, member);
@@ -206,8 +216,8 @@ impl World {
         known.streams_since_start += 1;
         known.is_welcome = false;
         known.answered = self.now;
-        let hello = known.hello();
-        self.say(host, Report::Hello(Box::new(hello)));
+        let (hello, seen) = (known.hello(), known.seen);
+        self.say(host, Report::Hello(Box::new(hello), seen));
         self.at(self.now + SILENCE, Action::WelcomeDue { host, session });
     }
 
@@ -224,11 +234,14 @@ impl World {
         {
             self.truth.check_reported_end(*attempt, host)?;
         }
-        if matches!(report, Report::Hello(_)) && self.is_stale_hello(host, session) {
+        if matches!(report, Report::Hello(..)) && self.is_stale_hello(host, session) {
             return Ok(());
         }
         let event = match report {
-            Report::Hello(hello) => Event::NodeConnected { node, session, hello: *hello },
+            Report::Hello(hello, seen) => {
+                let connected = Event::NodeConnected { node, session, hello: *hello };
+                return self.tell_all(member, vec![Event::HostSaw { node, seen }, connected]);
+            }
             Report::Heartbeat { sequence, held } => {
                 Event::Heartbeat { node, session, sequence, sample: HostSample::default(), held }
             }
@@ -335,8 +348,9 @@ impl World {
                 self.apply(host, HostEvent::Connected { term, unknown })?;
                 self.heartbeat(host, session)
             }
-            Message::Lease { sequence, duration, unknown } => {
+            Message::Lease { sequence, duration, unknown, told } => {
                 self.hosts[host].answered = self.now;
+                self.hosts[host].note_seen(told, self.now);
                 self.apply(host, HostEvent::LeaseGranted { sequence, duration, unknown })
             }
             Message::Start(orders) => {
@@ -366,7 +380,7 @@ impl World {
                 (session, Message::Welcome(Term(self.members[member].term()), unknown))
             }
             Effect::GrantLease { session, sequence, duration, unknown, .. } => {
-                (session, Message::Lease { sequence, duration, unknown })
+                (session, Message::Lease { sequence, duration, unknown, told: self.members[member].told() })
             }
             Effect::Start { session, attempts, .. } => {
                 let orders = attempts.into_iter().map(|(attempt, epoch)| self.order_for(attempt, epoch)).collect();

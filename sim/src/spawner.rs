@@ -24,7 +24,15 @@ impl World {
         let is_new = self.hosts[host].accepted.insert(attempt);
         if !is_new && !muster_core::mutation::is_on(muster_core::mutation::Mutation::StartForgotten) {
             self.count("host", "refused an id that it had accepted");
-            return Ok(());
+            if self.hosts[host].sandboxes.contains_key(&attempt) {
+                return Ok(());
+            }
+            // Forgotten since: a number that was given out again, because the store forgot the first time.
+            let verdict = Verdict::Denied("this attempt was accepted before".into());
+            let sandbox = Sandbox { order, stopping: None, verdict: Some(verdict.clone()), is_leaving: false };
+            self.hosts[host].sandboxes.insert(attempt, sandbox);
+            self.truth.ended(attempt, host, &verdict);
+            return self.tell_agent(host, HostEvent::Ended { attempt, verdict });
         }
         let known = &self.hosts[host];
         let failure = if known.black_hole > self.now {

@@ -1,15 +1,16 @@
 //! The committed rows: what a crash leaves, and what every coordinator shares.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use muster_core::{
     effect::{AttemptRecord, Touched},
     fleet::{Fleet, Image, Meta},
-    ids::{AttemptId, JobId, NodeId, PoolName},
+    ids::{AttemptId, JobId, NodeId, PoolName, Term},
     job::JobRecord,
     node::NodeRecord,
     pool::PoolRecord,
     time::Timestamp,
+    timeline::Seen,
 };
 
 use crate::truth::Violation;
@@ -30,6 +31,10 @@ pub struct Store {
     nodes: BTreeMap<NodeId, NodeRecord>,
     pools: BTreeMap<PoolName, PoolRecord>,
     attempts: BTreeMap<AttemptId, AttemptRecord>,
+    /// Since it was made.
+    pub commits: u64,
+    /// What the last commits replaced, so that they can be lost.
+    undo: VecDeque<Undo>,
     /// The time of the last commit, by the clock of whoever made it.
     pub last: Timestamp,
     /// The same in true time.
@@ -38,6 +43,32 @@ pub struct Store {
     pub full_until: Timestamp,
     /// Commits take their time.
     pub slow_until: Timestamp,
+}
+
+/// The rows that one commit replaced.
+#[derive(Debug)]
+struct Undo {
+    /// Whose commit it is.
+    term: u64,
+    meta: Option<Meta>,
+    jobs: Vec<(JobId, Option<JobRecord>)>,
+    nodes: Vec<(NodeId, Option<NodeRecord>)>,
+    pools: Vec<(PoolName, Option<PoolRecord>)>,
+    attempts: Vec<(AttemptId, Option<AttemptRecord>)>,
+    last: Timestamp,
+    last_really: Timestamp,
+}
+
+/// Commits that the store may lose at once.
+const UNDO_KEPT: usize = 40;
+
+/// What went with lost commits.
+#[derive(Debug, Default)]
+pub struct LostWrites {
+    /// Of whose leader, and their numbers.
+    pub commits: BTreeSet<Seen>,
+    /// Jobs with a row, or an attempt's row, that is older now or gone.
+    pub jobs: BTreeSet<JobId>,
 }
 
 impl Store {
@@ -68,37 +99,76 @@ impl Store {
     }
 
     /// One transaction.
-    pub fn commit(&mut self, fleet: &Fleet, touched: &Touched, now: Timestamp) {
+    pub fn commit(&mut self, fleet: &Fleet, touched: &Touched, now: Timestamp, really: Timestamp) {
+        let mut undo = Undo {
+            term: self.leader.term,
+            meta: None,
+            jobs: Vec::new(),
+            nodes: Vec::new(),
+            pools: Vec::new(),
+            attempts: Vec::new(),
+            last: self.last,
+            last_really: self.last_really,
+        };
+        self.commits += 1;
         self.last = self.last.max(now);
+        self.last_really = really;
         if touched.meta {
-            self.meta = fleet.meta().clone();
+            undo.meta = Some(std::mem::replace(&mut self.meta, fleet.meta().clone()));
         }
         for id in &touched.jobs {
             if let Some(job) = fleet.job(*id) {
-                self.jobs.insert(*id, as_stored(job));
+                undo.jobs.push((*id, self.jobs.insert(*id, as_stored(job))));
             }
         }
         for id in &touched.nodes {
-            match fleet.node(*id) {
+            let before = match fleet.node(*id) {
                 Some(node) => self.nodes.insert(*id, node.clone()),
                 None => self.nodes.remove(id),
             };
+            undo.nodes.push((*id, before));
         }
         for name in &touched.pools {
             if let Some(pool) = fleet.pool(name) {
-                self.pools.insert(name.clone(), pool.clone());
+                undo.pools.push((name.clone(), self.pools.insert(name.clone(), pool.clone())));
             }
         }
         for id in &touched.withdrawn {
-            self.attempts.remove(id);
+            undo.attempts.push((*id, self.attempts.remove(id)));
         }
         for (id, attempt) in &touched.attempts {
-            if attempt.ended.is_some() {
-                self.attempts.remove(id);
-            } else {
-                self.attempts.insert(*id, attempt.clone());
-            }
+            let before = match attempt.ended {
+                Some(_) => self.attempts.remove(id),
+                None => self.attempts.insert(*id, attempt.clone()),
+            };
+            undo.attempts.push((*id, before));
         }
+        if self.undo.len() == UNDO_KEPT {
+            self.undo.pop_front();
+        }
+        self.undo.push_back(undo);
+    }
+
+    /// Its last commits are gone, as after a failover to a copy that lagged. The number of the next leader's term
+    /// is not: terms are taken from the clock.
+    pub fn lose(&mut self, count: u64) -> LostWrites {
+        let mut lost = LostWrites::default();
+        for _ in 0..count {
+            let Some(undo) = self.undo.pop_back() else { break };
+            lost.commits.insert(Seen { term: Term(undo.term), commit: self.commits });
+            lost.jobs.extend(undo.jobs.iter().map(|(id, _)| *id));
+            lost.jobs.extend(undo.attempts.iter().map(|(id, _)| id.job));
+            self.commits -= 1;
+            (self.last, self.last_really) = (undo.last, undo.last_really);
+            if let Some(meta) = undo.meta {
+                self.meta = meta;
+            }
+            put_back(&mut self.jobs, undo.jobs);
+            put_back(&mut self.nodes, undo.nodes);
+            put_back(&mut self.pools, undo.pools);
+            put_back(&mut self.attempts, undo.attempts);
+        }
+        lost
     }
 
     /// FL-1: what a leader holds in memory is what a crash would leave.
@@ -132,6 +202,16 @@ impl Store {
             return differs("a row that should be gone".into());
         }
         Ok(())
+    }
+}
+
+/// The last that was replaced goes back first: a row may have been written twice.
+fn put_back<K: Ord, V>(rows: &mut BTreeMap<K, V>, before: Vec<(K, Option<V>)>) {
+    for (id, row) in before.into_iter().rev() {
+        match row {
+            Some(row) => rows.insert(id, row),
+            None => rows.remove(&id),
+        };
     }
 }
 

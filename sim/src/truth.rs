@@ -20,9 +20,14 @@ use muster_core::{
     resources::Resources,
     spec::{Delivery, JobSpec, OnDrain},
     time::{Millis, Timestamp},
+    timeline::Seen,
 };
 
-use crate::{coverage::Coverage, host::SimHost, store::Store};
+use crate::{
+    coverage::Coverage,
+    host::SimHost,
+    store::{LostWrites, Store},
+};
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +59,8 @@ fn broken(promise: &'static str, detail: String) -> Result<(), Violation> {
 struct Attempt {
     /// An agent gave it to its spawner.
     handed: bool,
-    /// User code runs there.
-    running: Option<(usize, Resources)>,
+    /// User code runs there: on one host, unless its number was given out again after a loss.
+    running: Vec<(usize, Resources)>,
     started: bool,
     /// How it was over, and where.
     over: Option<(usize, Verdict)>,
@@ -127,6 +132,18 @@ pub struct Truth {
     brake_until: Timestamp,
     /// As stored before this batch.
     before: BTreeMap<NodeId, (Liveness, Duty)>,
+    /// Commits that the store has lost, and no operator has accepted that.
+    lost: BTreeSet<Seen>,
+    /// A host has told this leader of one of them.
+    told_of_loss: bool,
+    /// The same, and an operator's word, in this batch.
+    telling: bool,
+    accepting: bool,
+    /// The leader knew of a loss before this batch.
+    knew_of_loss: bool,
+    /// Jobs of which the store lost something. Where each of their tasks stands is not what it was, and their
+    /// numbers may be given out again: an operator who accepts a loss accepts that these run again, or are gone.
+    doubtful: BTreeSet<JobId>,
     pub starts_total: u64,
 }
 
@@ -142,14 +159,36 @@ impl Truth {
     pub fn led(&mut self, now: Timestamp, jumped: bool) {
         self.led = now;
         self.silences.clear();
+        self.told_of_loss = false;
         if jumped {
             self.brake_until = now;
         }
     }
 
+    /// The store goes on without its last commits: of what these said nothing is promised, of all else everything.
+    pub fn lost_writes(&mut self, lost: LostWrites, store: &Store) {
+        self.doubtful.extend(&lost.jobs);
+        self.lost.extend(lost.commits);
+        self.accepted.retain(|job| store.job(*job).is_some());
+        // A brake may have gone with them; the next leader counts anew.
+        self.brake_until = Timestamp(0);
+        self.told_of_loss = false;
+    }
+
+    /// The store lost something of this job, or has not got to its number again.
+    fn is_doubtful(&self, job: JobId) -> bool {
+        self.doubtful.contains(&job)
+    }
+
     /// The leader looks again after a pause of its own.
     pub fn awake(&mut self, now: Timestamp) {
         self.led = now;
+    }
+
+    /// What the batch before this one heard has been judged, or is lost with it.
+    pub fn begin(&mut self, fleet: &Fleet) {
+        (self.telling, self.accepting) = (false, false);
+        self.knew_of_loss = fleet.meta().loss.is_some();
     }
 
     /// The leader takes this in.
@@ -162,6 +201,8 @@ impl Truth {
                 self.retried.insert(*job);
                 self.ever_retried.insert(*job);
             }
+            Event::HostSaw { seen, .. } => self.telling |= self.lost.contains(seen),
+            Event::AcceptLoss { .. } => self.accepting = true,
             _other => {}
         }
     }
@@ -191,15 +232,21 @@ impl Truth {
         store: &Store,
         now: Timestamp,
     ) -> Result<(), Violation> {
+        let is_doubtful = self.is_doubtful(attempt.job);
         let Some(job) = store.job(attempt.job) else {
+            if is_doubtful {
+                self.busy.entry(host).or_default().insert(attempt);
+                self.attempts.entry(attempt).or_default().running.push((host, Resources::default()));
+                return Ok(());
+            }
             return broken("FL-1", format!("attempt {attempt} runs, and its job is not stored"));
         };
         let known = self.attempts.entry(attempt).or_default();
-        if known.started {
+        if known.started && !is_doubtful {
             return broken("FL-4", format!("attempt {attempt} was started twice"));
         }
         known.started = true;
-        known.running = Some((host, job.spec.request));
+        known.running.push((host, job.spec.request));
         let task = self.tasks.entry((attempt.job, attempt.task)).or_default();
         task.starts += 1;
         self.starts_total += 1;
@@ -212,14 +259,15 @@ impl Truth {
             return broken("F5", format!("host {} runs more than it has with attempt {attempt}", on.name));
         }
         match job.spec.delivery {
+            Delivery::Exclusive if on.boottime(now) >= on.lease => {
+                broken("FL-3", format!("attempt {attempt} starts on {} without a lease", on.name))
+            }
+            _once_or_twice if is_doubtful => Ok(()),
             Delivery::AtMostOnce if task.starts > 1 => {
                 broken("FL-4", format!("task {}.{} was started {} times", attempt.job, attempt.task, task.starts))
             }
             Delivery::Exclusive if !others.is_empty() => {
                 broken("FL-3", format!("attempt {attempt} starts while {others:?} run"))
-            }
-            Delivery::Exclusive if on.boottime(now) >= on.lease => {
-                broken("FL-3", format!("attempt {attempt} starts on {} without a lease", on.name))
             }
             Delivery::AtLeastOnce | Delivery::AtMostOnce | Delivery::Exclusive => Ok(()),
         }
@@ -229,9 +277,11 @@ impl Truth {
     pub fn ended(&mut self, attempt: AttemptId, host: usize, verdict: &Verdict) {
         let known = self.attempts.entry(attempt).or_default();
         known.over = Some((host, verdict.clone()));
-        let Some((host, request)) = known.running.take() else { return };
+        let Some(at) = known.running.iter().position(|(there, _)| *there == host) else { return };
+        let (_, request) = known.running.remove(at);
         if let Some(task) = self.tasks.get_mut(&(attempt.job, attempt.task)) {
-            task.running.retain(|other| *other != attempt);
+            let at = task.running.iter().position(|other| *other == attempt);
+            at.map(|at| task.running.remove(at));
         }
         if let Some(busy) = self.busy.get_mut(&host) {
             busy.remove(&attempt);
@@ -248,11 +298,12 @@ impl Truth {
         }
         for attempt in self.busy.remove(&host).unwrap_or_default() {
             if let Some(known) = self.attempts.get_mut(&attempt) {
-                known.running = None;
+                known.running.retain(|(there, _)| *there != host);
                 known.over = Some((host, Verdict::Lost));
             }
             if let Some(task) = self.tasks.get_mut(&(attempt.job, attempt.task)) {
-                task.running.retain(|other| *other != attempt);
+                let at = task.running.iter().position(|other| *other == attempt);
+                at.map(|at| task.running.remove(at));
             }
         }
         self.taken.remove(&host);
@@ -260,12 +311,11 @@ impl Truth {
 
     /// A host says that an attempt of its own is over.
     pub fn check_reported_end(&self, attempt: AttemptId, host: usize) -> Result<(), Violation> {
-        match self.attempts.get(&attempt).and_then(|known| known.running) {
-            Some((there, _)) if there == host => {
-                broken("FL-5", format!("attempt {attempt} was reported ended and runs on host {host}"))
-            }
-            Some(_) | None => Ok(()),
+        let known = self.attempts.get(&attempt);
+        if known.is_some_and(|known| known.running.iter().any(|(there, _)| *there == host)) {
+            return broken("FL-5", format!("attempt {attempt} was reported ended and runs on host {host}"));
         }
+        Ok(())
     }
 
     /// A client has its answer: what it says must be on disk.
@@ -372,6 +422,7 @@ impl Truth {
                 self.check_node(fleet, *id, node, hosts, now)?;
             }
         }
+        self.check_loss(fleet, out, store)?;
         for effect in &out.effects {
             self.check_effect(fleet, effect, store)?;
             // What was answered was heard: not a copy that was turned away, nor what a leader of old took in.
@@ -408,6 +459,9 @@ impl Truth {
         };
         if record.placement_reason.is_empty() {
             return broken("FL-14", format!("attempt {id} was placed without a reason"));
+        }
+        if self.is_doubtful(id.job) {
+            return Ok(());
         }
         let known = self.attempts.entry(id).or_default();
         if record.started.is_some() && !known.handed {
@@ -477,6 +531,9 @@ impl Truth {
     }
 
     fn check_withdrawn(&mut self, fleet: &Fleet, id: AttemptId) -> Result<(), Violation> {
+        if self.is_doubtful(id.job) {
+            return Ok(());
+        }
         let known = self.attempts.entry(id).or_default();
         known.withdrawn = true;
         let delivery = fleet.job(id.job).map(|job| job.spec.delivery);
@@ -566,7 +623,7 @@ impl Truth {
     fn check_fenced(&self, id: NodeId, node: &NodeRecord, hosts: &[SimHost], fleet: &Fleet) -> Result<(), Violation> {
         for (at, _) in spokesmen(id, node, hosts) {
             for attempt in self.busy.get(&at).into_iter().flatten() {
-                let spec = fleet.job(attempt.job).map(|job| &job.spec);
+                let spec = fleet.job(attempt.job).map(|job| &job.spec).filter(|_| !self.is_doubtful(attempt.job));
                 if spec.is_some_and(|spec| spec.delivery == Delivery::Exclusive) {
                     let state = node.state();
                     return broken("FL-3", format!("node {} is {state} and still runs {attempt}", node.name));
@@ -588,6 +645,38 @@ impl Truth {
         if live + fresh >= limits::BRAKE_NODES_MIN && fresh * 3 > live + fresh {
             self.brake_until = now + surely(limits::BRAKE_HOLD);
         }
+    }
+
+    /// A store that is behind is noticed as soon as a host tells of what is gone. Until somebody says so, nothing is
+    /// placed or made, and nothing that runs is ended for being unknown.
+    fn check_loss(&mut self, fleet: &Fleet, out: &Output, store: &Store) -> Result<(), Violation> {
+        if fleet.meta().term.0 != store.leader.term {
+            return Ok(());
+        }
+        self.told_of_loss |= self.telling;
+        if self.accepting && fleet.meta().loss.is_none() {
+            self.lost.clear();
+            self.told_of_loss = false;
+        }
+        if fleet.meta().loss.is_none() {
+            return match self.told_of_loss {
+                true => broken("FL-1", "a host told of lost writes, and work is placed as if there were none".into()),
+                false => Ok(()),
+            };
+        }
+        for effect in &out.effects {
+            match effect {
+                Effect::Start { .. } => return broken("FL-1", "work is placed although writes are lost".into()),
+                // One that was answered earlier in the batch that brought the news cannot be taken back.
+                Effect::Welcome { unknown, .. } | Effect::GrantLease { unknown, .. }
+                    if self.knew_of_loss && !unknown.is_empty() =>
+                {
+                    return broken("FL-12", format!("{unknown:?} are to end, and the store lost what it knew"));
+                }
+                _other => {}
+            }
+        }
+        Ok(())
     }
 
     fn check_effect(&self, fleet: &Fleet, effect: &Effect, store: &Store) -> Result<(), Violation> {
@@ -675,7 +764,8 @@ fn spokesmen<'a>(
     hosts
         .iter()
         .enumerate()
-        .filter(move |(_, host)| host.node == Some(id) && !host.is_gone && host.boot_id() == node.boot_id)
+        .filter(move |(_, host)| host.node == Some(id) && host.key == node.key)
+        .filter(move |(_, host)| !host.is_gone && host.boot_id() == node.boot_id)
 }
 
 fn phase(record: &AttemptRecord) -> &'static str {

@@ -71,8 +71,24 @@ impl Fleet {
         }
     }
 
+    /// A host holds attempts that this store never gave out: it has lost that it did. Their numbers are not given
+    /// out again: the host would take the new order for the one that it holds, and nobody would start it.
+    pub(super) fn pass_by_held(&mut self, held: &[Held], out: &mut Output) {
+        for held in held {
+            let AttemptId { job: id, task, number } = held.attempt;
+            if self.jobs.get_mut(&id).is_some_and(|job| job.pass_by(task, number)) {
+                out.touched.jobs.insert(id);
+            }
+        }
+    }
+
     fn adopt_attempt(&mut self, node: NodeId, id: AttemptId, epoch: Epoch, now: Timestamp, out: &mut Output) {
         self.pass_by(id, out);
+        // A number that this store knows to have been given out: the attempt has ended here, and is not one of those
+        // that the store forgot. Its result is evidence (FL-2).
+        if self.jobs.get(&id.job).is_some_and(|job| id.number.get() <= job.numbers_used(id.task)) {
+            return;
+        }
         let live = self.jobs.get(&id.job).and_then(|job| job.live.get(&id.task).copied());
         match live {
             Some(number) if number >= id.number => return,

@@ -123,6 +123,7 @@ impl Fleet {
         }
         self.adopt(id, session, &hello, now);
         self.reconcile(id, &hello.held, now, out);
+        self.pass_by_held(&hello.held, out);
         self.note_running(id, &hello.held, now, out);
         self.compare_at_hello(id, &hello.held, restarted, now, out);
         self.welcome(id, session, &hello.held, out);
