@@ -525,7 +525,7 @@ async fn set_policies(handle: &Handle, policies: Vec<PoolPolicy>) -> Result<(), 
         if known.map_err(|_| Error::DriverGone)? {
             continue;
         }
-        let set = |request| Event::SetPool { request, policy, actor: Actor("start".to_owned()) };
+        let set = |request| Event::SetPool { request, policy: Box::new(policy), actor: Actor("start".to_owned()) };
         handle.ask(set).await.map_err(|_| Error::DriverGone)?.map_err(Error::Policy)?;
     }
     Ok(())

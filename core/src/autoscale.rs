@@ -1,37 +1,210 @@
-//! How many hosts a pool should have: one pure function of numbers.
+//! How many hosts a pool should have: one pure function of numbers, used by
+//! the coordinator, by `explain`, by the replay of traces and by tests.
 //!
-//! Out: the most that any breached rule asks, cut by the maximum; drains that
+//! Out: the most that any rule asks, cut by maximum and budget; drains that
 //! the scaler itself began are cancelled before a host is made. In: only idle
-//! hosts (FL-8), only while nothing asks for more, never below the minimum.
+//! hosts (FL-8) unless the policy names busy ones, only while no rule for more
+//! is breached, pending or without data (FL-12), never below the minimum.
 //! All hosts that were requested and are not confirmed gone count (FL-11).
 
-use alloc::{format, string::String, vec::Vec};
+pub mod demand;
+mod explain;
+pub mod packing;
+pub mod waits;
+
+use alloc::{string::String, vec::Vec};
+
+pub use explain::{explain, inputs};
 
 use crate::{
     ids::NodeId,
-    policy::{Metric, PoolPolicy, ScaleIn, ScaleOut},
-    time::Timestamp,
+    policy::{Below, Bounds, Metric, Money, PoolPolicy, Preset, ScaleIn, ScaleOut, Share},
+    time::{Millis, Timestamp},
 };
+
+/// A pool's metric needs this part of its nodes to be fresh, in hundredths.
+pub const FRESH_PERCENT: u64 = 80;
+/// Busy hosts that drain at once when the policy says nothing.
+const BUSY_DRAINING: Share = Share::Percent(10);
+/// A host that is paid by pieces longer than this is kept until its piece ends.
+const PIECE_MIN: Millis = Millis::from_secs(120);
+/// So long before its piece ends such a host may go.
+const PIECE_END: Millis = Millis::from_secs(120);
+
+/// What a metric says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// This, in the metric's unit.
+    Value(u64),
+    /// Nothing that may be relied on: so many of so many nodes were heard lately.
+    NoData {
+        /// Heard, with a figure.
+        fresh: u32,
+        /// That should have been.
+        of: u32,
+    },
+    /// There is nothing that could be measured here: no function was ever invoked.
+    Never,
+}
+
+/// All metrics of a pool at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readings {
+    /// Thousandths of the capacity.
+    pub cpu: Reading,
+    /// Thousandths of the capacity.
+    pub memory: Reading,
+    /// Thousandths of the time.
+    pub pressure: Reading,
+    /// Waiting tasks that could run here.
+    pub queue: u64,
+    /// Milliseconds.
+    pub latency: Reading,
+    /// Milliseconds.
+    pub wait: Reading,
+}
+
+impl Default for Readings {
+    fn default() -> Self {
+        let none = Reading::NoData { fresh: 0, of: 0 };
+        Self { cpu: none, memory: none, pressure: none, queue: 0, latency: Reading::Never, wait: Reading::Value(0) }
+    }
+}
+
+impl Readings {
+    /// What this metric says.
+    #[must_use]
+    pub const fn of(&self, metric: Metric) -> Reading {
+        match metric {
+            Metric::CpuUtilization => self.cpu,
+            Metric::MemoryUtilization => self.memory,
+            Metric::Pressure => self.pressure,
+            Metric::QueueLength => Reading::Value(self.queue),
+            Metric::ExecutionLatency => self.latency,
+            Metric::WaitTime => self.wait,
+        }
+    }
+
+    /// Is the rule breached? None: there is no data.
+    #[must_use]
+    pub const fn breach(&self, rule: &ScaleOut) -> Option<bool> {
+        match self.of(rule.metric) {
+            Reading::Value(value) => Some(value > rule.above),
+            Reading::Never => Some(false),
+            Reading::NoData { .. } => None,
+        }
+    }
+
+    /// Does the condition hold? None: there is no data.
+    #[must_use]
+    pub const fn is_below(&self, condition: &Below) -> Option<bool> {
+        match self.of(condition.metric) {
+            Reading::Value(value) => Some(value < condition.below),
+            Reading::Never => Some(true),
+            Reading::NoData { .. } => None,
+        }
+    }
+}
+
+/// Hosts that the work needs, in hosts of the pool's template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    /// What runs and waits now, packed.
+    pub now: u32,
+    /// Hosts beyond the supply that the waiting tasks would fill, by simulated placement.
+    pub missing: u32,
+    /// The most that was needed lately.
+    pub recent: u32,
+    /// How long is lately.
+    pub window: Millis,
+    /// When `recent` may fall.
+    pub recent_until: Option<Timestamp>,
+    /// By how much it may rise before a host that is asked for now is there.
+    pub rise: u32,
+    /// What its pattern of day and week says for the time until then.
+    pub pattern: u32,
+}
+
+impl Need {
+    /// Hosts that should be there.
+    #[must_use]
+    pub fn target(&self) -> u32 {
+        self.now.saturating_add(self.rise).max(self.recent).max(self.pattern)
+    }
+}
+
+/// A host with nothing on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleHost {
+    /// Its node.
+    pub node: NodeId,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it joined: it is paid from then.
+    pub joined: Timestamp,
+}
+
+/// A host with work on it, of a policy that names such.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusyHost {
+    /// Its node.
+    pub node: NodeId,
+    /// Time that its attempts have run: what is thrown away if they are evicted.
+    pub work: Millis,
+}
+
+/// An operator's own size for the pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// So many hosts.
+    pub size: u32,
+    /// Until then; none: until it is resumed.
+    pub until: Option<Timestamp>,
+}
 
 /// A pool as the decision sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolView {
-    /// Hosts that take or will take work: live, eligible, or booting.
+    /// When it was seen.
+    pub at: Timestamp,
+    /// Hosts that take or will take work: live or silent and eligible, or booting.
     pub supply: u32,
+    /// Those of them that boot.
+    pub booting: u32,
     /// All hosts requested or joined and not confirmed gone.
     pub hosts: u32,
-    /// Tasks that wait and that a host of this pool could run.
-    pub queue: u64,
-    /// For each scale-out rule, since when it is breached.
+    /// All that drain, whoever asked.
+    pub draining: u32,
+    /// Nodes being drained by the scaler that can still be kept.
+    pub cancellable: Vec<NodeId>,
+    /// Nodes with nothing on them, longest first.
+    pub idle: Vec<IdleHost>,
+    /// Nodes with work on them, if the policy names such.
+    pub busy: Vec<BusyHost>,
+    /// The metrics.
+    pub readings: Readings,
+    /// What the work needs.
+    pub need: Need,
+    /// For each rule for more hosts, since when it is breached.
     pub breached_since: Vec<Option<Timestamp>>,
+    /// For each condition for fewer, since when it holds.
+    pub below_since: Vec<Option<Timestamp>>,
+    /// How long hosts take to boot.
+    pub boot: Millis,
     /// The last change of the pool's size.
     pub last_scaled: Option<Timestamp>,
-    /// Nodes being drained by the scaler that can still be kept.
-    pub draining: Vec<NodeId>,
-    /// Nodes with nothing on them, and since when; longest first.
-    pub idle: Vec<(NodeId, Timestamp)>,
+    /// The last change for more.
+    pub last_out: Option<Timestamp>,
     /// Scale-out rests because hosts kept failing: why.
     pub paused: Option<String>,
+    /// All scaling rests because an operator said so: why.
+    pub stopped: Option<String>,
+    /// An operator's own size.
+    pub pinned: Option<Pinned>,
+    /// Scale-in rests for want of data: why, and until when at least.
+    pub silent: Option<(String, Option<Timestamp>)>,
+    /// What all hosts have cost since midnight (UTC).
+    pub spent_today: Money,
 }
 
 /// What the pool should do now.
@@ -55,200 +228,338 @@ pub enum Decision {
     In {
         /// Nodes to drain and delete.
         release: Vec<NodeId>,
+        /// Some have work on them: what is left after this long is evicted.
+        busy: Option<Millis>,
         /// The sentence.
         reason: String,
     },
 }
 
-/// Is the rule breached by these numbers?
-#[must_use]
-pub const fn is_breached(rule: &ScaleOut, queue: u64) -> bool {
-    match rule.metric {
-        Metric::QueueLength => queue > rule.above,
-    }
-}
-
 /// What the pool should do now.
 #[must_use]
-pub fn decide(policy: &PoolPolicy, view: &PoolView, now: Timestamp) -> Decision {
-    if view.supply < policy.min && view.paused.is_none() {
-        let wanted = policy.min - view.supply;
-        return grow(policy, view, wanted, format!("{} hosts are fewer than min {}", view.supply, policy.min));
-    }
-    let mut until = None;
-    let mut breached = false;
-    for (rule, since) in policy.scale_out.iter().zip(&view.breached_since) {
-        let Some(since) = *since else { continue };
-        breached = true;
-        let rested = view.last_scaled.map_or(now, |last| last + rule.cooldown_ms);
-        let due = (since + rule.hold_ms).max(rested);
-        if due > now {
-            until = earlier(until, due);
-        } else if view.supply < policy.max && view.paused.is_none() {
-            let reason = format!("{} > {} for {}", metric_value(rule, view.queue), rule.above, now.since(since));
-            match grow(policy, view, rule.step, reason) {
-                Decision::Hold { .. } => {}
-                grown => return grown,
-            }
-        }
-    }
-    // A pending or breached rule for more forbids fewer.
-    match policy.scale_in {
-        Some(rule) if !breached && view.queue < rule.queue_below => shrink(policy, &rule, view, now),
-        Some(_) | None => Decision::Hold { until },
-    }
-}
-
-fn metric_value(rule: &ScaleOut, queue: u64) -> String {
-    match rule.metric {
-        Metric::QueueLength => format!("queue_length {queue}"),
-    }
-}
-
-fn grow(policy: &PoolPolicy, view: &PoolView, step: u32, reason: String) -> Decision {
-    let wanted = step.min(policy.max.saturating_sub(view.supply));
-    let keep: Vec<NodeId> = view.draining.iter().copied().take(wanted as usize).collect();
-    let kept = u32::try_from(keep.len()).unwrap_or(u32::MAX);
-    let create = (wanted - kept).min(policy.max.saturating_sub(view.hosts));
-    if kept + create == 0 {
-        // At the maximum, counting hosts that are still leaving: their going is an event.
+pub fn decide(policy: &PoolPolicy, view: &PoolView) -> Decision {
+    let now = view.at;
+    let mut soonest = Soonest { now, at: None };
+    if view.stopped.is_some() {
         return Decision::Hold { until: None };
     }
-    Decision::Out { keep, create, reason }
+    let limits = Limits::of(policy, view);
+    soonest.see(limits.until);
+    let asks = asks(policy, view, &limits);
+    for ask in &asks {
+        soonest.see(ask.state.due());
+    }
+    if let Some((wanted, reason)) = most_wanted(&asks, &limits)
+        && wanted > view.supply
+        && view.paused.is_none()
+        && let Some(grown) = grow(view, wanted, &limits, reason)
+    {
+        return grown;
+    }
+    match shrink(policy, view, &limits, &asks, &mut soonest) {
+        Some(shrunk) => shrunk,
+        None => Decision::Hold { until: soonest.at },
+    }
 }
 
-fn shrink(policy: &PoolPolicy, rule: &ScaleIn, view: &PoolView, now: Timestamp) -> Decision {
-    let spare = view.supply.saturating_sub(policy.min).min(rule.step);
-    let rested = view.last_scaled.map_or(now, |last| last + rule.cooldown_ms);
-    let mut release = Vec::new();
-    let mut until = None;
-    for (node, since) in &view.idle {
-        let due = (*since + rule.idle_ms).max(rested);
-        if due > now {
-            until = earlier(until, due);
-        } else if (release.len() as u64) < u64::from(spare) {
-            release.push((*node, *since));
+/// The earliest time at which to look again.
+struct Soonest {
+    now: Timestamp,
+    at: Option<Timestamp>,
+}
+
+impl Soonest {
+    fn see(&mut self, at: Option<Timestamp>) {
+        if let Some(at) = at.filter(|at| *at > self.now) {
+            self.at = Some(self.at.map_or(at, |soonest| soonest.min(at)));
         }
     }
-    let Some((_, longest)) = release.first().copied() else { return Decision::Hold { until } };
-    Decision::In {
-        reason: format!(
-            "idle for {} (limit {}), queue_length {} < {}",
-            now.since(longest),
-            rule.idle_ms,
-            view.queue,
-            rule.queue_below
-        ),
-        release: release.into_iter().map(|(node, _)| node).collect(),
+}
+
+/// Between which sizes the pool may be now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    min: u32,
+    max: u32,
+    /// Hosts that the budget allows.
+    affordable: u32,
+    /// Schedule or pin may change them then.
+    until: Option<Timestamp>,
+}
+
+impl Limits {
+    fn of(policy: &PoolPolicy, view: &PoolView) -> Self {
+        let bounds = Bounds::at(policy.min, policy.max, &policy.schedule, view.at);
+        let pinned = pinned(view);
+        let until = match (bounds.until, pinned.and_then(|pinned| pinned.until)) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let affordable = affordable(policy, view.spent_today).max(bounds.min);
+        match pinned {
+            Some(pinned) => {
+                let size = pinned.size.min(policy.max);
+                Self { min: size, max: size, affordable: u32::MAX, until }
+            }
+            None => Self { min: bounds.min, max: bounds.max, affordable, until },
+        }
+    }
+
+    /// The most that may be there.
+    fn cap(&self) -> u32 {
+        self.max.min(self.affordable)
     }
 }
 
-fn earlier(one: Option<Timestamp>, other: Timestamp) -> Option<Timestamp> {
-    Some(one.map_or(other, |one| one.min(other)))
+fn pinned(view: &PoolView) -> Option<Pinned> {
+    view.pinned.filter(|pinned| pinned.until.is_none_or(|until| until > view.at))
+}
+
+/// Hosts that the budgets allow: an hour's, and what the rest of the day's pays for an hour.
+fn affordable(policy: &PoolPolicy, spent_today: Money) -> u32 {
+    let Some(cost) = policy.cost else { return u32::MAX };
+    let hour = cost.budget_per_hour.map_or(u32::MAX, |budget| cost.price_per_hour.hosts_from(budget));
+    let day = cost
+        .budget_per_day
+        .map_or(u32::MAX, |budget| cost.price_per_hour.hosts_from(Money(budget.0.saturating_sub(spent_today.0))));
+    hour.min(day)
+}
+
+/// What one rule, or the demand, or a minimum asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    kind: AskKind,
+    state: AskState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AskKind {
+    Minimum,
+    Demand,
+    Rule(ScaleOut, Option<Timestamp>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AskState {
+    /// It asks for nothing more.
+    Quiet,
+    /// Its metric has no data.
+    NoData { fresh: u32, of: u32 },
+    /// Breached, but not for long enough.
+    Pending(Timestamp),
+    /// Breached, and resting after the last scale-out.
+    Resting(Timestamp),
+    /// It asks for so many hosts.
+    Wants(u32),
+}
+
+impl AskState {
+    const fn due(self) -> Option<Timestamp> {
+        match self {
+            Self::Pending(due) | Self::Resting(due) => Some(due),
+            Self::Quiet | Self::NoData { .. } | Self::Wants(_) => None,
+        }
+    }
+
+    /// A rule in this state forbids fewer hosts.
+    const fn forbids_scale_in(self) -> bool {
+        match self {
+            Self::NoData { .. } | Self::Pending(_) | Self::Resting(_) | Self::Wants(_) => true,
+            Self::Quiet => false,
+        }
+    }
+}
+
+fn asks(policy: &PoolPolicy, view: &PoolView, limits: &Limits) -> Vec<Ask> {
+    let mut asks = Vec::new();
+    let wants = |size: u32| if size > view.supply { AskState::Wants(size) } else { AskState::Quiet };
+    asks.push(Ask { kind: AskKind::Minimum, state: wants(limits.min) });
+    if policy.preset == Preset::Demand {
+        let wanted = view.need.target().max(view.supply.saturating_add(view.need.missing));
+        asks.push(Ask { kind: AskKind::Demand, state: wants(wanted) });
+    }
+    let rules = policy.out_rules();
+    for (index, rule) in rules.into_iter().enumerate() {
+        let since = view.breached_since.get(index).copied().flatten();
+        asks.push(Ask { kind: AskKind::Rule(rule, since), state: rule_state(&rule, since, view) });
+    }
+    asks
+}
+
+fn rule_state(rule: &ScaleOut, since: Option<Timestamp>, view: &PoolView) -> AskState {
+    let now = view.at;
+    match (view.readings.breach(rule), view.readings.of(rule.metric)) {
+        (Some(true), _) => {}
+        (None, Reading::NoData { fresh, of }) => return AskState::NoData { fresh, of },
+        (Some(false) | None, _) => return AskState::Quiet,
+    }
+    let held = since.unwrap_or(now) + rule.hold;
+    if held > now {
+        return AskState::Pending(held);
+    }
+    let rest = rule.cooldown.unwrap_or(rule.hold.max(view.boot));
+    let rested = view.last_out.map_or(now, |last| last + rest);
+    if rested > now {
+        return AskState::Resting(rested);
+    }
+    AskState::Wants(rule.change.applied_to(view.supply, true))
+}
+
+/// The most that is asked, cut by the limits, and who asks it.
+fn most_wanted<'a>(asks: &'a [Ask], limits: &Limits) -> Option<(u32, &'a Ask)> {
+    let wanted = asks.iter().filter_map(|ask| match ask.state {
+        AskState::Wants(size) => Some((size, ask)),
+        AskState::Quiet | AskState::NoData { .. } | AskState::Pending(_) | AskState::Resting(_) => None,
+    });
+    // Among equals the first, which is the simplest to understand.
+    let most = wanted.reduce(|one, other| if other.0 > one.0 { other } else { one });
+    most.map(|(size, ask)| (size.min(limits.cap()), ask))
+}
+
+fn grow(view: &PoolView, wanted: u32, limits: &Limits, ask: &Ask) -> Option<Decision> {
+    let more = wanted - view.supply;
+    let keep: Vec<NodeId> = view.cancellable.iter().copied().take(more as usize).collect();
+    let kept = u32::try_from(keep.len()).unwrap_or(u32::MAX);
+    // At the maximum, counting hosts that are still leaving: their going is an event.
+    let create = (more - kept).min(limits.cap().saturating_sub(view.hosts));
+    let reason = explain::out_reason(view, ask, limits);
+    (kept + create > 0).then_some(Decision::Out { keep, create, reason })
+}
+
+fn shrink(
+    policy: &PoolPolicy,
+    view: &PoolView,
+    limits: &Limits,
+    asks: &[Ask],
+    soonest: &mut Soonest,
+) -> Option<Decision> {
+    if let Some((_, until)) = &view.silent {
+        soonest.see(*until);
+        return None;
+    }
+    let going = going(policy, view, limits, asks, soonest)?;
+    let count = view.supply.saturating_sub(going.to.max(limits.min));
+    let count = count.min(disruption_left(policy, view));
+    if count == 0 {
+        return None;
+    }
+    let mut release = victims(policy, view, going.idle, count, soonest);
+    let idle = u32::try_from(release.len()).unwrap_or(u32::MAX);
+    let mut busy = None;
+    if let Some(deadline) = going.busy
+        && idle < count
+    {
+        let share = policy.max_draining.unwrap_or(BUSY_DRAINING).of(view.hosts);
+        let more = (count - idle).min(share.saturating_sub(view.draining + idle));
+        let mut hosts = view.busy.clone();
+        hosts.sort_by_key(|host| (host.work, host.node));
+        release.extend(hosts.into_iter().take(more as usize).map(|host| host.node));
+        busy = (more > 0).then_some(deadline);
+    }
+    (!release.is_empty()).then(|| Decision::In { reason: explain::in_reason(view, &going), release, busy })
+}
+
+/// Fewer hosts: how many are left, and which may go.
+#[derive(Clone, Debug)]
+pub(crate) struct Going {
+    why: GoingWhy,
+    to: u32,
+    /// Without work for this long.
+    idle: Millis,
+    busy: Option<Millis>,
+}
+
+#[derive(Clone, Debug)]
+enum GoingWhy {
+    /// More than the maximum, the budget or the operator's size.
+    Excess(u32),
+    /// A rule's conditions hold.
+    Rule(ScaleIn),
+    /// More than the work needs.
+    Demand(u32),
+}
+
+fn going(policy: &PoolPolicy, view: &PoolView, limits: &Limits, asks: &[Ask], soonest: &mut Soonest) -> Option<Going> {
+    let cap = limits.cap();
+    if view.supply > cap {
+        return Some(Going { why: GoingWhy::Excess(cap), to: cap, idle: Millis(0), busy: None });
+    }
+    let rule = policy.in_rule();
+    let demand = policy.preset == Preset::Demand;
+    if asks.iter().any(|ask| ask.state.forbids_scale_in()) || (rule.is_none() && !demand) {
+        return None;
+    }
+    let target = if demand {
+        soonest.see(view.need.recent_until);
+        view.need.target()
+    } else {
+        0
+    };
+    if view.supply <= target.max(limits.min) {
+        return None;
+    }
+    let rest = rule.as_ref().map_or(view.boot, |rule| rule.cooldown.unwrap_or(rule.longest_hold().max(view.boot)));
+    let rested = view.last_scaled.map_or(soonest.now, |last| last + rest);
+    if rested > soonest.now {
+        soonest.see(Some(rested));
+        return None;
+    }
+    let Some(rule) = rule else {
+        return Some(Going { why: GoingWhy::Demand(target), to: target, idle: Millis(0), busy: None });
+    };
+    if !conditions_hold(&rule, view, soonest) {
+        return None;
+    }
+    let to = rule.change.applied_to(view.supply, false).max(target);
+    Some(Going { to, idle: rule.idle, busy: rule.busy, why: GoingWhy::Rule(rule) })
+}
+
+fn conditions_hold(rule: &ScaleIn, view: &PoolView, soonest: &mut Soonest) -> bool {
+    if rule.when.is_empty() && view.readings.queue > 0 {
+        return false;
+    }
+    let mut all = true;
+    for (index, condition) in rule.when.iter().enumerate() {
+        let since = view.below_since.get(index).copied().flatten();
+        match (view.readings.is_below(condition), since.unwrap_or(soonest.now) + condition.hold) {
+            (Some(true), due) if due <= soonest.now => {}
+            (Some(true), due) => {
+                soonest.see(Some(due));
+                all = false;
+            }
+            (Some(false) | None, _) => all = false,
+        }
+    }
+    all
+}
+
+/// How many more hosts may drain.
+fn disruption_left(policy: &PoolPolicy, view: &PoolView) -> u32 {
+    policy.max_draining.map_or(u32::MAX, |share| share.of(view.hosts).saturating_sub(view.draining))
+}
+
+/// Idle hosts by what their going saves: those whose paid piece ends first, then those that have been
+/// idle for longest, then the oldest.
+fn victims(policy: &PoolPolicy, view: &PoolView, idle: Millis, count: u32, soonest: &mut Soonest) -> Vec<NodeId> {
+    let piece = policy.cost.map(|cost| cost.billed_by).filter(|piece| *piece > PIECE_MIN);
+    let mut ready = Vec::new();
+    for host in &view.idle {
+        let due = host.since + idle;
+        if due > soonest.now {
+            soonest.see(Some(due));
+            continue;
+        }
+        let left = piece.map_or(0, |piece| piece.0 - soonest.now.since(host.joined).0 % piece.0);
+        if left > PIECE_END.0 {
+            // It is paid for: keeping it costs nothing yet.
+            soonest.see(Some(soonest.now + Millis(left - PIECE_END.0)));
+            continue;
+        }
+        ready.push((left, host.since, host.joined, host.node));
+    }
+    ready.sort_unstable();
+    ready.into_iter().take(count as usize).map(|(_, _, _, node)| node).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::string::ToString;
-
-    use super::*;
-    use crate::{
-        ids::PoolName,
-        policy::{HostTemplate, PlacementOrder, ProviderKind},
-        time::Millis,
-    };
-
-    const NOW: Timestamp = Timestamp(1_000_000);
-
-    fn policy() -> PoolPolicy {
-        PoolPolicy {
-            name: PoolName("batch".into()),
-            provider: ProviderKind::Local,
-            min: 0,
-            max: 4,
-            placement: PlacementOrder::Spread,
-            host: HostTemplate {
-                cpu_milli: 1_000,
-                memory_bytes: 1 << 30,
-                disk_bytes: 1 << 30,
-                labels: Default::default(),
-            },
-            boot_deadline_ms: Millis::from_secs(60),
-            boot_failures: 3,
-            scale_out: Vec::from([ScaleOut {
-                metric: Metric::QueueLength,
-                above: 10,
-                hold_ms: Millis::from_secs(5),
-                step: 2,
-                cooldown_ms: Millis::from_secs(10),
-            }]),
-            scale_in: Some(ScaleIn { idle_ms: Millis::from_secs(60), queue_below: 1, step: 1, cooldown_ms: Millis(0) }),
-        }
-    }
-
-    fn view() -> PoolView {
-        PoolView { supply: 1, hosts: 1, breached_since: Vec::from([None]), ..PoolView::default() }
-    }
-
-    #[test]
-    fn scale_out_waits_until_the_rule_has_held() {
-        let mut view = PoolView { queue: 50, breached_since: Vec::from([Some(NOW)]), ..view() };
-        assert_eq!(decide(&policy(), &view, NOW), Decision::Hold { until: Some(NOW + Millis::from_secs(5)) });
-        let later = NOW + Millis::from_secs(5);
-        let Decision::Out { keep, create, reason } = decide(&policy(), &view, later) else { panic!("no scale-out") };
-        assert_eq!((keep.len(), create, reason.as_str()), (0, 2, "queue_length 50 > 10 for 5s"));
-        view.last_scaled = Some(later);
-        assert_eq!(decide(&policy(), &view, later), Decision::Hold { until: Some(later + Millis::from_secs(10)) });
-    }
-
-    #[test]
-    fn hosts_that_are_leaving_still_count_against_the_maximum() {
-        let view =
-            PoolView { supply: 1, hosts: 4, queue: 50, breached_since: Vec::from([Some(Timestamp(0))]), ..view() };
-        assert_eq!(decide(&policy(), &view, NOW), Decision::Hold { until: None });
-    }
-
-    #[test]
-    fn its_own_drains_are_cancelled_before_a_host_is_made() {
-        let view = PoolView {
-            supply: 2,
-            hosts: 3,
-            queue: 50,
-            breached_since: Vec::from([Some(Timestamp(0))]),
-            draining: Vec::from([NodeId(7)]),
-            ..view()
-        };
-        let Decision::Out { keep, create, .. } = decide(&policy(), &view, NOW) else { panic!("no scale-out") };
-        assert_eq!((keep, create), (Vec::from([NodeId(7)]), 1));
-    }
-
-    #[test]
-    fn only_idle_hosts_go_and_one_at_a_time() {
-        let idle = Vec::from([(NodeId(2), Timestamp(0)), (NodeId(3), Timestamp(5))]);
-        let Decision::In { release, reason } =
-            decide(&policy(), &PoolView { supply: 3, hosts: 3, idle, ..view() }, NOW)
-        else {
-            panic!("no scale-in")
-        };
-        assert_eq!(release, [NodeId(2)]);
-        assert_eq!(reason.to_string(), "idle for 16m40s (limit 1m00s), queue_length 0 < 1");
-    }
-
-    #[test]
-    fn nothing_goes_while_a_rule_for_more_is_pending() {
-        let idle = Vec::from([(NodeId(2), Timestamp(0))]);
-        let pending = PoolView { supply: 2, queue: 50, breached_since: Vec::from([Some(NOW)]), idle, ..view() };
-        assert!(matches!(decide(&policy(), &pending, NOW), Decision::Hold { .. }));
-    }
-
-    #[test]
-    fn the_minimum_is_kept() {
-        let at_min = PoolPolicy { min: 1, ..policy() };
-        let idle = Vec::from([(NodeId(2), Timestamp(0))]);
-        assert_eq!(decide(&at_min, &PoolView { idle, ..view() }, NOW), Decision::Hold { until: None });
-        let Decision::Out { create, .. } = decide(&at_min, &PoolView { supply: 0, hosts: 0, ..view() }, NOW) else {
-            panic!()
-        };
-        assert_eq!(create, 1);
-    }
-}
+mod tests;

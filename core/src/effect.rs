@@ -339,7 +339,18 @@ pub enum Subject {
     Pool {
         /// The pool.
         name: PoolName,
-        /// Size before and after, of a scaling decision.
-        sizes: Option<(u32, u32)>,
+        /// Of a scaling decision.
+        sizes: Option<Sizes>,
     },
+}
+
+/// A scaling decision in numbers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Hosts before.
+    pub from: u32,
+    /// Hosts that should follow.
+    pub to: u32,
+    /// All that it was made of, in a sentence.
+    pub inputs: String,
 }

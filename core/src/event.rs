@@ -6,6 +6,7 @@
 //! is from before a reconnect, and the core tells the two apart.
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet},
     string::String,
     vec::Vec,
@@ -135,7 +136,7 @@ pub enum Event {
         /// Answered with `PoolSet`.
         request: RequestId,
         /// The whole policy.
-        policy: PoolPolicy,
+        policy: Box<PoolPolicy>,
         /// Who asks.
         actor: Actor,
     },
@@ -402,4 +403,6 @@ pub struct HostSample {
     pub cpu_used_milli: Option<u64>,
     /// Memory in use.
     pub memory_used_bytes: Option<u64>,
+    /// Thousandths of the last seconds in which some work stood still for want of CPU, memory or disk.
+    pub pressure_permille: Option<u64>,
 }

@@ -60,6 +60,13 @@ pub const DRAIN_DEADLINE: Millis = Millis::from_secs(30 * 60);
 /// A released host that has not confirmed by then is asked again.
 pub const DELETE_ASK_AGAIN: Millis = Millis::from_secs(10);
 
+/// A pool's size is decided on at most once in this time.
+pub const POOL_LOOK: Millis = Millis::from_secs(1);
+/// A node's figures count as long as it was heard within this time.
+pub const SAMPLE_FRESH: Millis = Millis::from_secs(10);
+/// A provider that has not confirmed a deletion for this long is silent: the pool does not shrink.
+pub const PROVIDER_SILENT: Millis = Millis::from_secs(60);
+
 /// Prefill covers this much of a node's work by its mean task time.
 pub const PREFILL_HORIZON: Millis = Millis(100);
 /// A task counts as at least this long there: what starting it takes comes on top of its own

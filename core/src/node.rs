@@ -184,7 +184,7 @@ impl Node {
             session: None,
             lease_end: now,
             heard: now,
-            sample: HostSample { cpu_used_milli: None, memory_used_bytes: None },
+            sample: HostSample { cpu_used_milli: None, memory_used_bytes: None, pressure_permille: None },
             attempts: BTreeSet::new(),
             prefilled: alloc::collections::VecDeque::new(),
             allocated: Resources { cpu_milli: 0, memory_bytes: 0, disk_bytes: 0 },

@@ -6,13 +6,24 @@
 //!            +------ boot deadline passed ------------------+
 //! ```
 
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    autoscale::{
+        PoolView, Readings,
+        demand::{BootTimes, Recent},
+        waits::Waits,
+    },
     ids::{HostRequestId, NodeId},
+    node::Mark,
     policy::PoolPolicy,
+    resources::Resources,
     time::Timestamp,
 };
 
@@ -25,10 +36,95 @@ pub struct PoolRecord {
     pub hosts: BTreeMap<HostRequestId, Host>,
     /// Hosts in a row that failed.
     pub failures: u32,
-    /// Scale-out rests, and why, until the policy is set again.
+    /// Scale-out rests, and why, because hosts kept failing.
     pub paused: Option<String>,
     /// The last change of its size.
     pub last_scaled: Option<Timestamp>,
+    /// The last change for more.
+    #[serde(default)]
+    pub last_out: Option<Timestamp>,
+    /// All scaling rests, because an operator said so.
+    #[serde(default)]
+    pub stopped: Option<Mark>,
+    /// An operator's own size.
+    #[serde(default)]
+    pub pin: Option<Pin>,
+    /// How long its hosts took to boot.
+    #[serde(default)]
+    pub boots: BootTimes,
+    /// What its hosts have cost.
+    #[serde(default)]
+    pub spent: Spent,
+    /// What a host of this pool turned out to have.
+    #[serde(default)]
+    pub made: Option<Made>,
+}
+
+impl PoolRecord {
+    /// A new pool without a host.
+    #[must_use]
+    pub fn new(policy: PoolPolicy) -> Self {
+        Self {
+            policy,
+            hosts: BTreeMap::new(),
+            failures: 0,
+            paused: None,
+            last_scaled: None,
+            last_out: None,
+            stopped: None,
+            pin: None,
+            boots: BootTimes::default(),
+            spent: Spent::default(),
+            made: None,
+        }
+    }
+}
+
+/// An operator's own size for a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// So many hosts.
+    pub size: u32,
+    /// Until then; none: until it is resumed.
+    pub until: Option<Timestamp>,
+    /// Who said so, and why.
+    pub mark: Mark,
+}
+
+/// What the last host that a provider made turned out to have: a task that needs more asks for no such host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// Its capacity.
+    pub capacity: Resources,
+    /// Fences that it can raise.
+    pub fences: BTreeSet<String>,
+}
+
+/// Time of a pool's hosts since midnight (UTC), and of how many it is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Hosts counted since `at`.
+    pub hosts: u32,
+    /// Counted up to then.
+    pub at: Timestamp,
+    /// Host-milliseconds of that day.
+    pub host_ms: u64,
+}
+
+impl Spent {
+    const DAY: u64 = 86_400_000;
+
+    /// Time has passed, and there are so many hosts from now on.
+    pub const fn count(&mut self, hosts: u32, now: Timestamp) {
+        let midnight = Timestamp(now.0 - now.0 % Self::DAY);
+        if self.at.0 < midnight.0 {
+            self.at = midnight;
+            self.host_ms = 0;
+        }
+        self.host_ms = self.host_ms.saturating_add(now.since(self.at).0.saturating_mul(self.hosts as u64));
+        self.at = now;
+        self.hosts = hosts;
+    }
 }
 
 /// A host that was requested of a provider.
@@ -45,23 +141,81 @@ pub enum Host {
         node: Option<NodeId>,
         /// Last told then.
         told: Timestamp,
+        /// First told then; none: by an older release.
+        #[serde(default)]
+        since: Option<Timestamp>,
     },
 }
 
-/// A pool in memory: its record, and what a restart rebuilds.
+/// A pool in memory: its record, and what a restart rebuilds or learns anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// As it is stored.
     pub record: PoolRecord,
-    /// For each scale-out rule, since when it is breached.
+    /// For each rule for more hosts, since when it is breached.
     pub breached_since: Vec<Option<Timestamp>>,
+    /// For each condition for fewer, since when it holds.
+    pub below_since: Vec<Option<Timestamp>>,
+    /// The most hosts that were needed lately.
+    pub recent: Recent,
+    /// How long its tasks waited.
+    pub waits: Waits,
+    /// It is not looked at again before.
+    pub next_look: Timestamp,
+    /// As it was last looked at.
+    pub view: PoolView,
 }
 
 impl Pool {
     /// A pool as restored or made.
     #[must_use]
     pub fn new(record: PoolRecord) -> Self {
-        let breached_since = record.policy.scale_out.iter().map(|_| None).collect();
-        Self { record, breached_since }
+        Self {
+            record,
+            breached_since: Vec::new(),
+            below_since: Vec::new(),
+            recent: Recent::default(),
+            waits: Waits::default(),
+            next_look: Timestamp(0),
+            view: PoolView::default(),
+        }
+    }
+
+    /// Notes since when each rule is breached and each condition holds. What has no data has no such time.
+    pub fn watch(&mut self, readings: &Readings, now: Timestamp) {
+        let since = |known: Option<&Option<Timestamp>>, is: bool| is.then(|| known.copied().flatten().unwrap_or(now));
+        let rules = self.record.policy.out_rules();
+        let breached = rules.iter().enumerate();
+        self.breached_since = breached
+            .map(|(at, rule)| since(self.breached_since.get(at), readings.breach(rule) == Some(true)))
+            .collect();
+        let conditions = self.record.policy.in_rule().map(|rule| rule.when).unwrap_or_default();
+        let below = conditions.iter().enumerate();
+        self.below_since =
+            below.map(|(at, one)| since(self.below_since.get(at), readings.is_below(one) == Some(true))).collect();
+    }
+
+    /// Its rules have changed: how long each has held begins anew.
+    pub fn forget_breaches(&mut self) {
+        self.breached_since.clear();
+        self.below_since.clear();
+        self.next_look = Timestamp(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_is_paid_from_its_midnight() {
+        let mut spent = Spent::default();
+        let day = 20_000 * Spent::DAY;
+        spent.count(4, Timestamp(day - 3_600_000));
+        assert_eq!(spent.host_ms, 0);
+        spent.count(2, Timestamp(day + 1_800_000));
+        assert_eq!(spent.host_ms, 4 * 1_800_000);
+        spent.count(0, Timestamp(day + 3_600_000));
+        assert_eq!(spent.host_ms, 4 * 1_800_000 + 2 * 1_800_000);
     }
 }

@@ -111,6 +111,11 @@ impl Queue {
         }
     }
 
+    /// All classes with their waiting tasks.
+    pub fn classes(&self) -> impl Iterator<Item = (&Class, u64)> + '_ {
+        self.lines.iter().map(|(class, line)| (class, line.tasks))
+    }
+
     /// Waiting tasks of the classes that `fits` accepts.
     pub fn tasks_where(&self, mut fits: impl FnMut(&Class) -> bool) -> u64 {
         self.lines.iter().filter(|(class, _)| fits(class)).map(|(_, line)| line.tasks).sum()

@@ -11,7 +11,7 @@ use muster_core::{
     fleet::{Fleet, Output},
     ids::{Actor, AttemptId, Epoch, HostRequestId, JobId, NodeId, PoolName, RequestId, Revision, SessionId, Term},
     limits,
-    policy::{HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
+    policy::{Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
     resources::Resources,
     spec::{Delivery, JobSpec, OnDrain, Retries},
     time::{Millis, Timestamp},
@@ -378,39 +378,32 @@ impl World {
     }
 
     fn pool(&mut self, words: &Words<'_>) -> Vec<String> {
+        let small = |key, default| u32::try_from(words.number(key, default)).expect("a small number");
+        let host =
+            HostTemplate { cpu_milli: 1_000, memory_bytes: 4 << 30, disk_bytes: 1 << 30, labels: BTreeMap::new() };
+        let (name, provider) = (PoolName("local".into()), ProviderKind::Local);
         let policy = PoolPolicy {
-            name: PoolName("local".into()),
-            provider: ProviderKind::Local,
-            min: u32::try_from(words.number("min", 0)).expect("min"),
-            max: u32::try_from(words.number("max", 4)).expect("max"),
             placement: if words.text("placement", "") == "bin-pack" {
                 PlacementOrder::BinPack
             } else {
                 PlacementOrder::Spread
             },
-            host: HostTemplate {
-                cpu_milli: 1_000,
-                memory_bytes: 4 << 30,
-                disk_bytes: 1 << 30,
-                labels: BTreeMap::new(),
-            },
-            boot_deadline_ms: Millis::from_secs(60),
-            boot_failures: 3,
+            boot_deadline: Millis::from_secs(60),
             scale_out: vec![ScaleOut {
                 metric: Metric::QueueLength,
                 above: words.number("above", 2),
-                hold_ms: seconds(&words.text("hold", "0s")),
-                step: 1,
-                cooldown_ms: seconds(&words.text("cooldown", "0s")),
+                hold: seconds(&words.text("hold", "0s")),
+                change: Change::Step(1),
+                cooldown: Some(seconds(&words.text("cooldown", "0s"))),
             }],
             scale_in: Some(ScaleIn {
-                idle_ms: seconds(&words.text("idle", "60s")),
-                queue_below: 1,
-                step: 1,
-                cooldown_ms: Millis(0),
+                when: vec![Below { metric: Metric::QueueLength, below: 1, hold: Millis(0) }],
+                cooldown: Some(Millis(0)),
+                ..ScaleIn::one_by_one(seconds(&words.text("idle", "60s")))
             }),
+            ..PoolPolicy::fixed(name, provider, small("min", 0), small("max", 4), host)
         };
-        self.apply(Event::SetPool { request: RequestId(1), policy, actor: Actor("ana".into()) })
+        self.apply(Event::SetPool { request: RequestId(1), policy: Box::new(policy), actor: Actor("ana".into()) })
     }
 }
 
@@ -423,7 +416,7 @@ fn describe(out: &Output) -> Vec<String> {
             Subject::Job(job) => format!("job {job}"),
             Subject::Node(node) => format!("node {node}"),
             Subject::Pool { name, sizes: None } => format!("pool {name}"),
-            Subject::Pool { name, sizes: Some((from, to)) } => format!("pool {name} {from} -> {to}"),
+            Subject::Pool { name, sizes: Some(sizes) } => format!("pool {name} {} -> {}", sizes.from, sizes.to),
         };
         let actor = entry.actor.as_ref().map(|actor| format!(" ({actor})")).unwrap_or_default();
         format!("| {subject}: {} {}{actor}", entry.kind, entry.reason)

@@ -9,7 +9,7 @@ use muster_core::{
     event::{DrainOrder, DrainThen, Event},
     ids::{Actor, JobId, NodeId, PoolName, RequestId},
     node::{Duty, NodeRecord},
-    policy::{HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
+    policy::{Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
     resources::Resources,
     spec::{Delivery, JobSpec, OnDrain, Retries},
     time::{Millis, Timestamp},
@@ -105,46 +105,37 @@ impl World {
     }
 
     pub(crate) fn set_pools(&mut self, member: usize) -> Result<(), Violation> {
-        let policy = |name: &str, provider, max| PoolPolicy {
-            name: PoolName(name.into()),
-            provider,
-            min: 0,
-            max,
-            placement: PlacementOrder::Spread,
-            host: HostTemplate {
-                cpu_milli: 4_000,
-                memory_bytes: 8 << 30,
-                disk_bytes: 1 << 30,
-                labels: BTreeMap::new(),
-            },
-            boot_deadline_ms: Millis::from_secs(60),
-            boot_failures: 4,
-            scale_out: Vec::new(),
-            scale_in: None,
+        let policy = |name: &str, provider, max| {
+            let host =
+                HostTemplate { cpu_milli: 4_000, memory_bytes: 8 << 30, disk_bytes: 1 << 30, labels: BTreeMap::new() };
+            PoolPolicy {
+                boot_deadline: Millis::from_secs(60),
+                boot_failures: 4,
+                ..PoolPolicy::fixed(PoolName(name.into()), provider, 0, max, host)
+            }
         };
         let fixed = policy(STATIC, ProviderKind::Static, 100);
         let request = self.request(Asked::Other, None);
-        self.tell(member, Event::SetPool { request, policy: fixed, actor: operator() })?;
+        self.tell(member, Event::SetPool { request, policy: Box::new(fixed), actor: operator() })?;
         let rule = ScaleOut {
             metric: Metric::QueueLength,
             above: 0,
-            hold_ms: Millis::from_secs(2),
-            step: 2,
-            cooldown_ms: Millis::from_secs(3),
+            hold: Millis::from_secs(2),
+            change: Change::Step(2),
+            cooldown: Some(Millis::from_secs(3)),
         };
         let elastic = PoolPolicy {
             placement: PlacementOrder::BinPack,
             scale_out: vec![rule],
             scale_in: Some(ScaleIn {
-                idle_ms: Millis::from_secs(8),
-                queue_below: 4,
-                step: 1,
-                cooldown_ms: Millis::from_secs(2),
+                when: vec![Below { metric: Metric::QueueLength, below: 4, hold: Millis(0) }],
+                cooldown: Some(Millis::from_secs(2)),
+                ..ScaleIn::one_by_one(Millis::from_secs(8))
             }),
             ..policy(ELASTIC, ProviderKind::Local, self.setup.pool_max)
         };
         let request = self.request(Asked::Other, None);
-        self.tell(member, Event::SetPool { request, policy: elastic, actor: operator() })
+        self.tell(member, Event::SetPool { request, policy: Box::new(elastic), actor: operator() })
     }
 
     /// The clients' next step.

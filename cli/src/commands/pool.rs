@@ -115,7 +115,7 @@ async fn history(context: &Context, name: &str) -> Result<ExitCode> {
             ],
             json!({
                 "time": time_value(Some(decision.time_ms)), "pool": decision.pool, "from": decision.from,
-                "to": decision.to, "reason": decision.reason,
+                "to": decision.to, "reason": decision.reason, "inputs": decision.inputs,
             }),
         );
     }

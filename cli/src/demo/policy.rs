@@ -2,7 +2,7 @@
 //! queue alone, each small enough that it runs two tasks at a time.
 
 use muster_core::{
-    policy::{Metric, PoolPolicy, ScaleIn, ScaleOut},
+    policy::{Change, Metric, PoolPolicy, ScaleIn, ScaleOut},
     resources::Resources,
     time::Millis,
 };
@@ -39,11 +39,11 @@ pub fn for_the_work(machine: &Machine, largest_bytes: u64) -> PoolPolicy {
     policy.scale_out = vec![ScaleOut {
         metric: Metric::QueueLength,
         above: QUEUE_ABOVE,
-        hold_ms: Millis(0),
-        step: 1,
-        cooldown_ms: Millis(0),
+        hold: Millis(0),
+        change: Change::Step(1),
+        cooldown: Some(Millis(0)),
     }];
-    policy.scale_in = Some(ScaleIn { idle_ms: IDLE, queue_below: 1, step: 1, cooldown_ms: BETWEEN_SCALE_INS });
+    policy.scale_in = Some(ScaleIn { cooldown: Some(BETWEEN_SCALE_INS), ..ScaleIn::one_by_one(IDLE) });
     policy
 }
 

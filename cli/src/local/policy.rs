@@ -5,7 +5,7 @@ use std::path::Path;
 
 use muster_core::{
     ids::PoolName,
-    policy::{HostTemplate, PlacementOrder, PoolPolicy, ProviderKind},
+    policy::{HostTemplate, PoolPolicy, ProviderKind},
     time::Millis,
 };
 
@@ -54,23 +54,19 @@ fn free_memory() -> Option<u64> {
 
 /// A pool that neither grows nor shrinks.
 pub fn fixed(nodes: u32, machine: &Machine) -> PoolPolicy {
+    let name = PoolName(String::from(POOL));
     PoolPolicy {
-        name: PoolName(String::from(POOL)),
-        provider: ProviderKind::Local,
-        min: nodes,
-        max: nodes,
-        placement: PlacementOrder::Spread,
-        host: machine.slice(nodes),
-        boot_deadline_ms: Millis::from_secs(60),
-        boot_failures: 3,
-        scale_out: Vec::new(),
-        scale_in: None,
+        boot_deadline: Millis::from_secs(60),
+        ..PoolPolicy::fixed(name, ProviderKind::Local, nodes, nodes, machine.slice(nodes))
     }
 }
 
 /// The same pool for a run that ends: it makes no host any more.
 pub fn closing(policy: &PoolPolicy) -> PoolPolicy {
-    PoolPolicy { min: 0, scale_out: Vec::new(), scale_in: None, ..policy.clone() }
+    PoolPolicy {
+        boot_deadline: policy.boot_deadline,
+        ..PoolPolicy::fixed(policy.name.clone(), policy.provider, 0, policy.max, policy.host.clone())
+    }
 }
 
 /// A policy as its file is written.

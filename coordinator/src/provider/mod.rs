@@ -77,7 +77,7 @@ impl Links {
     /// A one-time token bound to pool and request, good until the pool's boot deadline.
     async fn token(&self, host: &NewHost) -> Result<String, String> {
         let name = host.pool.clone();
-        let boot = self.handle.query(move |fleet, _| fleet.pool(&name).map(|pool| pool.policy.boot_deadline_ms)).await;
+        let boot = self.handle.query(move |fleet, _| fleet.pool(&name).map(|pool| pool.policy.boot_deadline)).await;
         let life = boot.ok().flatten().unwrap_or(limits::TOKEN_LIFE).max(Millis::from_secs(60));
         let expires = self.handle.now() + life;
         let (tokens, pool, request) = (self.tokens.clone(), host.pool.clone(), host.host);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use muster_core::{
+    effect::Sizes,
     event::Event,
     fleet::Fleet,
     ids::{Actor, PoolName},
@@ -35,7 +36,7 @@ impl v1::pools_server::Pools for Pools {
         if text.len() > POLICY_BYTES_MAX {
             return Err(Status::invalid_argument(format!("policy: has at most {POLICY_BYTES_MAX} bytes")));
         }
-        let policy: PoolPolicy =
+        let policy: Box<PoolPolicy> =
             toml::from_str(&text).map_err(|error| Status::invalid_argument(format!("policy: {error}")))?;
         let name = PoolName(convert::name("policy.name", &policy.name.0).map_err(status::rejected)?);
         let set = |request| Event::SetPool { request, policy, actor: Actor(actor) };
@@ -54,8 +55,15 @@ impl v1::pools_server::Pools for Pools {
         let reader = self.0.reader.clone();
         let entries = blocking(move || reader.history(&query).map_err(status::store)).await?;
         let decisions = entries.into_iter().filter_map(|entry| {
-            let (from, to) = entry.sizes?;
-            Some(v1::ScalingDecision { time_ms: entry.at.0, pool: pool.clone(), from, to, reason: entry.reason })
+            let Sizes { from, to, inputs } = entry.sizes?;
+            Some(v1::ScalingDecision {
+                time_ms: entry.at.0,
+                pool: pool.clone(),
+                from,
+                to,
+                reason: entry.reason,
+                inputs,
+            })
         });
         Ok(Response::new(v1::PoolHistoryResponse { decisions: decisions.collect() }))
     }

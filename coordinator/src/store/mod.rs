@@ -17,7 +17,7 @@ mod wal;
 
 use bytes::Bytes;
 use muster_core::{
-    effect::{AttemptRecord, Evidence, HistoryEntry, Subject},
+    effect::{AttemptRecord, Evidence, HistoryEntry, Sizes, Subject},
     fleet::{Image, Meta},
     ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, TaskIndex},
     job::JobRecord,
@@ -169,7 +169,7 @@ pub struct Entry {
     /// Who caused it.
     pub actor: Option<String>,
     /// Size before and after, of a scaling decision.
-    pub sizes: Option<(u32, u32)>,
+    pub sizes: Option<Sizes>,
 }
 
 /// Which part of the history is asked.

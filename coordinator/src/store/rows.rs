@@ -1,6 +1,6 @@
 //! What both back ends write alike: records as JSON, ids as signed numbers.
 
-use muster_core::effect::Subject;
+use muster_core::effect::{Sizes, Subject};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Error;
@@ -22,16 +22,17 @@ pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// "from,to" of a scaling decision.
+/// "from,to,inputs" of a scaling decision; an older release wrote no inputs.
 pub(super) fn sizes_to_text(subject: &Subject) -> Option<String> {
     match subject {
-        Subject::Pool { sizes: Some((from, to)), .. } => Some(format!("{from},{to}")),
+        Subject::Pool { sizes: Some(Sizes { from, to, inputs }), .. } => Some(format!("{from},{to},{inputs}")),
         Subject::Pool { sizes: None, .. } | Subject::Fleet | Subject::Job(_) | Subject::Node(_) => None,
     }
 }
 
 /// What [`sizes_to_text`] wrote.
-pub(super) fn sizes_of_text(text: &str) -> Option<(u32, u32)> {
-    let (from, to) = text.split_once(',')?;
-    Some((from.parse().ok()?, to.parse().ok()?))
+pub(super) fn sizes_of_text(text: &str) -> Option<Sizes> {
+    let (from, rest) = text.split_once(',')?;
+    let (to, inputs) = rest.split_once(',').unwrap_or((rest, ""));
+    Some(Sizes { from: from.parse().ok()?, to: to.parse().ok()?, inputs: inputs.to_owned() })
 }

@@ -39,8 +39,10 @@ impl Fleet {
         attempt.record.started = Some(now);
         out.touched.attempts.insert(id, attempt.record.clone());
         self.hold_capacity(id);
-        if let Some(node) = self.nodes.get_mut(&node) {
-            node.record.faults = 0;
+        let Some(node) = self.nodes.get_mut(&node) else { return };
+        node.record.faults = 0;
+        if let (Some(pool), Some(job)) = (self.pools.get_mut(&node.record.pool), self.jobs.get(&id.job)) {
+            pool.waits.note(now.since(job.submitted), now);
         }
     }
 

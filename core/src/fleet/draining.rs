@@ -165,7 +165,7 @@ impl Fleet {
         let Some(host) = node.record.host else { return };
         let name = node.record.pool.clone();
         let Some(pool) = self.pools.get_mut(&name) else { return };
-        pool.record.hosts.insert(host, Host::Deleting { node: Some(id), told: now });
+        pool.record.hosts.insert(host, Host::Deleting { node: Some(id), told: now, since: Some(now) });
         out.touched.pools.insert(name.clone());
         out.effects.push(Effect::DeleteHost { pool: name.clone(), host, node: Some(id) });
         self.wake_at(now + limits::DELETE_ASK_AGAIN, Timer::Pool(name));

@@ -1,11 +1,13 @@
 //! The whole state, and the one way to change it.
 //!
 //! [`Fleet::apply`] records what happened; [`Fleet::settle`], once a batch,
-//! decides from what is: leases, drains, scaling, placement, in this order, so
-//! that no attempt is placed on a node that the same batch gave up or drained.
+//! decides from what is: leases, drains, placement, scaling, in this order, so
+//! that no attempt is placed on a node that the same batch gave up or drained,
+//! and no host is made for, or taken from, what placement had room for.
 
 mod attempts;
 mod draining;
+mod gauge;
 mod mend;
 mod operator;
 mod placing;
@@ -169,7 +171,7 @@ impl Fleet {
                 reply_to(request, reply, out);
             }
             Event::SetPool { request, policy, actor } => {
-                let reply = self.set_pool(policy, actor, now, out);
+                let reply = self.set_pool(*policy, actor, now, out);
                 reply_to(request, reply, out);
             }
             Event::Enroll { request, name, pool, host, key } => {
@@ -210,8 +212,8 @@ impl Fleet {
             self.settle_node(node, now, out);
         }
         if self.meta.loss.is_none() {
-            self.settle_pools(now, out);
             self.place(now, out);
+            self.settle_pools(now, out);
         }
     }
 

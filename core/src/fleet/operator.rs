@@ -256,7 +256,7 @@ impl Fleet {
             && let Some(pool) = self.pools.get_mut(&node.record.pool)
             && let Some(state @ Host::Joined(_)) = pool.record.hosts.get_mut(&host)
         {
-            *state = Host::Deleting { node: None, told: Timestamp(0) };
+            *state = Host::Deleting { node: None, told: Timestamp(0), since: None };
             out.touched.pools.insert(node.record.pool.clone());
         }
         self.freed.remove(&id);
@@ -270,38 +270,21 @@ impl Fleet {
         now: Timestamp,
         out: &mut Output,
     ) -> Result<Reply, Denied> {
-        check_policy(&policy)?;
+        policy.check().map_err(|bad| Denied::BadPolicy { reason: format!("pool {}: {bad}", policy.name) })?;
         let name = policy.name.clone();
         let sentence = format!("min {}, max {}", policy.min, policy.max);
         let subject = Subject::Pool { name: name.clone(), sizes: None };
         record(out, now, subject, "policy_set", sentence, Some(&actor));
-        let record = match self.pools.remove(&name) {
-            Some(pool) => PoolRecord { policy, failures: 0, paused: None, ..pool.record },
-            None => PoolRecord { policy, hosts: Default::default(), failures: 0, paused: None, last_scaled: None },
+        let pool = match self.pools.remove(&name) {
+            Some(mut pool) => {
+                pool.record = PoolRecord { policy, failures: 0, paused: None, ..pool.record };
+                pool.forget_breaches();
+                pool
+            }
+            None => Pool::new(PoolRecord::new(policy)),
         };
-        self.pools.insert(name.clone(), Pool::new(record));
+        self.pools.insert(name.clone(), pool);
         out.touched.pools.insert(name);
         Ok(Reply::PoolSet)
     }
-}
-
-fn check_policy(policy: &PoolPolicy) -> Result<(), Denied> {
-    let denied = |reason: String| Err(Denied::BadPolicy { reason });
-    let name = &policy.name.0;
-    if name.is_empty() || name.len() > limits::NAME_LEN_MAX {
-        return denied(format!("a pool's name has 1 to {} bytes", limits::NAME_LEN_MAX));
-    }
-    if policy.min > policy.max {
-        return denied(format!("pool {name}: min {} is more than max {}", policy.min, policy.max));
-    }
-    if policy.max as usize > limits::NODES_MAX {
-        return denied(format!("pool {name}: max {} is more than a fleet's {} nodes", policy.max, limits::NODES_MAX));
-    }
-    if policy.host.cpu_milli == 0 || policy.host.memory_bytes == 0 {
-        return denied(format!("pool {name}: a host must have CPU and memory"));
-    }
-    if policy.scale_out.iter().any(|rule| rule.step == 0) || policy.scale_in.is_some_and(|rule| rule.step == 0) {
-        return denied(format!("pool {name}: a rule's step is at least 1"));
-    }
-    Ok(())
 }

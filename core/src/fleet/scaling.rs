@@ -1,108 +1,62 @@
 //! Pools grow and shrink: the one writer of each pool's wanted size. The
-//! numbers are gathered here, the decision is `autoscale::decide`.
+//! numbers are gathered in `gauge`, the decision is `autoscale::decide`.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{collections::BTreeSet, format, string::String, vec::Vec};
 
-use super::{Fleet, Output, Timer, record};
+use super::{Fleet, Output, Timer, gauge::SCALER, record};
 use crate::{
     autoscale::{self, Decision, PoolView},
-    effect::{Effect, Subject},
+    effect::{Effect, Sizes, Subject},
     end::{End, NodeLoss},
     event::{DrainOrder, DrainThen},
     ids::{Actor, HostRequestId, NodeId, PoolName},
     limits,
-    mutation::{self, Mutation},
-    node::{Duty, Liveness},
-    policy::{PoolPolicy, ProviderKind},
+    node::Liveness,
+    policy::ProviderKind,
     pool::Host,
-    queue::Class,
-    time::Timestamp,
+    time::{Millis, Timestamp},
 };
 
-/// Who drains for scale-in.
-const SCALER: &str = "scaler";
-
 impl Fleet {
+    /// Looks at pools that were not looked at within the last second. Comes after placement, so that what still
+    /// waits found no room, and what is idle is idle: with placement it is one serialized decision (FL-8).
     pub(super) fn settle_pools(&mut self, now: Timestamp, out: &mut Output) {
-        let names: Vec<PoolName> = self.pools.keys().cloned().collect();
-        for name in names {
-            self.remind_provider(&name, now, out);
-            // A pool that never scales is not counted: that would look at all its nodes for nothing.
-            if self.pools.get(&name).is_some_and(|pool| pool.record.policy.is_fixed()) {
-                continue;
+        let mut due = BTreeSet::new();
+        let mut later = Vec::new();
+        for (name, pool) in &self.pools {
+            if pool.next_look <= now {
+                due.insert(name.clone());
+            } else if !pool.record.policy.is_fixed() {
+                later.push((pool.next_look, name.clone()));
             }
-            let Some(view) = self.view_pool(&name, now) else { continue };
-            let Some(pool) = self.pools.get(&name) else { continue };
-            let decision = autoscale::decide(&pool.record.policy, &view, now);
-            match (decision, self.braked_until(now)) {
-                (Decision::Hold { until: None }, _) => {}
-                // Silence of much of the fleet says nothing about how much of it is needed (FL-12).
-                (Decision::Hold { until: Some(until) }, _) | (Decision::In { .. }, Some(until)) => {
-                    self.wake_at(until, Timer::Pool(name));
-                }
-                (Decision::Out { keep, create, reason }, _) => {
+        }
+        for (at, name) in later {
+            self.wake_at(at, Timer::Pool(name));
+        }
+        for name in &due {
+            self.remind_provider(name, now, out);
+        }
+        // A pool that never scales is not counted: that would look at all its nodes for nothing.
+        due.retain(|name| self.pools.get(name).is_some_and(|pool| !pool.record.policy.is_fixed()));
+        if due.is_empty() {
+            return;
+        }
+        for (name, view) in self.gauge(&due, now, out) {
+            let Some(pool) = self.pools.get_mut(&name) else { continue };
+            pool.next_look = now + limits::POOL_LOOK;
+            let decision = autoscale::decide(&pool.record.policy, &view);
+            pool.view = view.clone();
+            match decision {
+                Decision::Hold { until: None } => {}
+                Decision::Hold { until: Some(until) } => self.wake_at(until, Timer::Pool(name)),
+                Decision::Out { keep, create, reason } => {
                     self.scale_out(&name, &view, &keep, create, reason, now, out);
                 }
-                (Decision::In { release, reason }, None) => {
-                    self.scale_in(&name, &view, &release, &reason, now, out);
+                Decision::In { release, busy, reason } => {
+                    self.scale_in(&name, &view, &release, busy, &reason, now, out);
                 }
             }
         }
-    }
-
-    /// The pool as the decision sees it. Draining hosts are neither supply nor demand.
-    pub(super) fn view_pool(&mut self, name: &PoolName, now: Timestamp) -> Option<PoolView> {
-        let queue = self.waiting_for(name);
-        let pool = self.pools.get_mut(name)?;
-        for (rule, since) in pool.record.policy.scale_out.iter().zip(&mut pool.breached_since) {
-            *since = autoscale::is_breached(rule, queue).then(|| since.unwrap_or(now));
-        }
-        let mut view = PoolView {
-            queue,
-            breached_since: pool.breached_since.clone(),
-            last_scaled: pool.record.last_scaled,
-            paused: pool.record.paused.clone(),
-            hosts: u32::try_from(pool.record.hosts.len()).unwrap_or(u32::MAX),
-            ..PoolView::default()
-        };
-        let booting = count(pool.record.hosts.values().filter(|host| matches!(host, Host::Requested(_))));
-        view.supply += booting;
-        if mutation::is_on(Mutation::CapIgnoresBooting) {
-            view.supply -= booting;
-            view.hosts -= booting;
-        }
-        for (id, node) in self.nodes.iter().filter(|(_, node)| node.record.pool == *name) {
-            if node.record.host.is_none() && !matches!(node.record.liveness, Liveness::Gone(_)) {
-                view.hosts += 1;
-            }
-            match (&node.record.liveness, &node.record.duty) {
-                (Liveness::Live | Liveness::Silent(_), Duty::Eligible) => {
-                    view.supply += 1;
-                    if let (Some(since), true, Some(_)) =
-                        (node.record.idle_since, node.attempts.is_empty(), node.session)
-                    {
-                        view.idle.push((*id, since));
-                    }
-                }
-                (Liveness::Live, Duty::Draining(drain)) if drain.order.actor.0 == SCALER => view.draining.push(*id),
-                (
-                    Liveness::Joining | Liveness::Live | Liveness::Silent(_) | Liveness::Lost(_) | Liveness::Gone(_),
-                    _any_duty,
-                ) => {}
-            }
-        }
-        view.idle.sort_by_key(|(id, since)| (*since, *id));
-        Some(view)
-    }
-
-    /// Waiting tasks that a host of this pool could run; what was only sent ahead still waits.
-    fn waiting_for(&self, name: &PoolName) -> u64 {
-        let Some(pool) = self.pools.get(name) else { return 0 };
-        let fits = |class: &Class| could_run(class, &pool.record.policy);
-        let queued = self.queue.tasks_where(fits);
-        let ahead =
-            self.nodes.values().filter(|node| node.record.pool == *name).map(|node| node.prefilled.len() as u64);
-        queued + ahead.sum::<u64>()
     }
 
     #[allow(clippy::too_many_arguments, reason = "one decision's parts")]
@@ -140,19 +94,22 @@ impl Fleet {
                 host,
                 template: pool.record.policy.host.clone(),
             });
-            self.timers.set(now + pool.record.policy.boot_deadline_ms, Timer::Pool(name.clone()));
+            self.timers.set(now + pool.record.policy.boot_deadline, Timer::Pool(name.clone()));
         }
         let change = create + u32::try_from(keep.len()).unwrap_or(0);
         if change > 0 {
-            self.record_scaling(name, view.supply, view.supply + change, reason, now, out);
+            pool.record.last_out = Some(now);
+            self.record_scaling(name, view, view.supply + change, reason, now, out);
         }
     }
 
+    #[allow(clippy::too_many_arguments, reason = "one decision's parts")]
     fn scale_in(
         &mut self,
         name: &PoolName,
         view: &PoolView,
         release: &[NodeId],
+        busy: Option<Millis>,
         reason: &str,
         now: Timestamp,
         out: &mut Output,
@@ -163,10 +120,14 @@ impl Fleet {
             None => return,
         };
         let to = view.supply - u32::try_from(release.len()).unwrap_or(0).min(view.supply);
-        self.record_scaling(name, view.supply, to, String::from(reason), now, out);
+        self.record_scaling(name, view, to, String::from(reason), now, out);
         for node in release {
             let actor = Actor(String::from(SCALER));
-            let order = DrainOrder { deadline: None, then, refusable: true, actor, reason: String::from(reason) };
+            // Who is idle may refuse, should work have come meanwhile; a busy host was named by the policy.
+            let has_work = self.nodes.get(node).is_some_and(|node| !node.attempts.is_empty());
+            let deadline = busy.filter(|_| has_work).map(|within| now + within);
+            let reason = String::from(reason);
+            let order = DrainOrder { deadline, then, refusable: deadline.is_none(), actor, reason };
             // The node was seen live in this same settling: a drain of it is never denied.
             let _granted = self.drain(*node, order, now, out);
             self.settle_drain(*node, now, out);
@@ -176,16 +137,18 @@ impl Fleet {
     fn record_scaling(
         &mut self,
         name: &PoolName,
-        from: u32,
+        view: &PoolView,
         to: u32,
         reason: String,
         now: Timestamp,
         out: &mut Output,
     ) {
-        let subject = Subject::Pool { name: name.clone(), sizes: Some((from, to)) };
+        let sizes = Some(Sizes { from: view.supply, to, inputs: autoscale::inputs(view) });
+        let subject = Subject::Pool { name: name.clone(), sizes };
         record(out, now, subject, "scaled", reason, Some(&Actor(String::from(SCALER))));
         if let Some(pool) = self.pools.get_mut(name) {
             pool.record.last_scaled = Some(now);
+            pool.next_look = now;
             out.touched.pools.insert(name.clone());
         }
         // The next decision follows from the new numbers; a pool at rest is not looked at again.
@@ -199,13 +162,13 @@ impl Fleet {
         let mut failed = 0;
         for (host, state) in &mut pool.record.hosts {
             match *state {
-                Host::Requested(since) if now.since(since) >= policy.boot_deadline_ms => {
+                Host::Requested(since) if now.since(since) >= policy.boot_deadline => {
                     failed += 1;
-                    *state = Host::Deleting { node: None, told: now };
+                    *state = Host::Deleting { node: None, told: now, since: Some(now) };
                     out.effects.push(Effect::DeleteHost { pool: name.clone(), host: *host, node: None });
                 }
-                Host::Deleting { node, told } if now.since(told) >= limits::DELETE_ASK_AGAIN => {
-                    *state = Host::Deleting { node, told: now };
+                Host::Deleting { node, told, since } if now.since(told) >= limits::DELETE_ASK_AGAIN => {
+                    *state = Host::Deleting { node, told: now, since: since.or(Some(now)) };
                     out.touched.pools.insert(name.clone());
                     out.effects.push(Effect::DeleteHost { pool: name.clone(), host: *host, node });
                     self.timers.set(now + limits::DELETE_ASK_AGAIN, Timer::Pool(name.clone()));
@@ -231,7 +194,7 @@ impl Fleet {
                             host: *host,
                             template: policy.host.clone(),
                         });
-                        self.timers.set(*since + policy.boot_deadline_ms, Timer::Pool(name.clone()));
+                        self.timers.set(*since + policy.boot_deadline, Timer::Pool(name.clone()));
                     }
                     Host::Deleting { told, .. } => {
                         let due = (*told + limits::DELETE_ASK_AGAIN).max(now);
@@ -319,15 +282,4 @@ impl Fleet {
         record(out, now, Subject::Node(node), "delete_failed", reason, None);
         self.restore_duty(node, out);
     }
-}
-
-/// Could a host of this policy run tasks of this class?
-fn could_run(class: &Class, policy: &PoolPolicy) -> bool {
-    class.pool.as_ref().is_none_or(|pool| *pool == policy.name)
-        && class.request.fits_in(&policy.host.capacity())
-        && class.constraints.iter().all(|(label, value)| policy.host.labels.get(label) == Some(value))
-}
-
-fn count<T>(items: impl Iterator<Item = T>) -> u32 {
-    u32::try_from(items.count()).unwrap_or(u32::MAX)
 }

@@ -21,7 +21,7 @@ use crate::{
     lease, limits,
     mutation::{self, Mutation},
     node::{Duty, Hold, Liveness, Node, NodeRecord},
-    pool::Host,
+    pool::{Host, Made},
     resources::Resources,
     time::{Millis, Timestamp},
 };
@@ -131,7 +131,7 @@ impl Fleet {
             self.end_own_drain(id, now, out);
         }
         self.remind(id, session, hello.closed_for_drain, now, out);
-        self.settle_joined_host(id, out);
+        self.settle_joined_host(id, now, out);
         let sentence = format!("{} CPU, {}", crate::resources::Cores(hello.capacity.cpu_milli), hello.version);
         record(out, now, Subject::Node(id), "connected", sentence, None);
         out.touched.nodes.insert(id);
@@ -270,12 +270,16 @@ impl Fleet {
         }
     }
 
-    fn settle_joined_host(&mut self, id: NodeId, out: &mut Output) {
+    fn settle_joined_host(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
         let Some(node) = self.nodes.get(&id) else { return };
         let Some(host) = node.record.host else { return };
         let Some(pool) = self.pools.get_mut(&node.record.pool) else { return };
         match pool.record.hosts.get(&host) {
-            Some(Host::Requested(_)) => pool.record.failures = 0,
+            Some(Host::Requested(since)) => {
+                pool.record.failures = 0;
+                pool.record.boots.note(now.since(*since));
+                pool.record.made = Some(Made { capacity: node.record.capacity, fences: node.record.fences.clone() });
+            }
             Some(Host::Joined(_) | Host::Deleting { .. }) => return,
             // The provider said that it is gone, and here it speaks: it counts again (FL-11).
             None => {}

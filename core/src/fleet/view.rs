@@ -4,7 +4,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use super::{Fleet, Meta};
 use crate::{
-    autoscale,
+    autoscale::{self, PoolView},
     effect::AttemptRecord,
     ids::{AttemptId, JobId, NodeId, PoolName},
     job::JobRecord,
@@ -167,32 +167,13 @@ impl Fleet {
     #[must_use]
     pub fn explain_pool(&self, name: &PoolName) -> Vec<String> {
         let Some(pool) = self.pools.get(name) else { return Vec::new() };
-        let policy = &pool.record.policy;
-        let waiting = self.queue.tasks_where(|class| class.request.fits_in(&policy.host.capacity()));
-        let mut lines: Vec<String> = Vec::from([format!(
-            "limits      min {}, max {}, {} hosts counted",
-            policy.min,
-            policy.max,
-            pool.record.hosts.len()
-        )]);
-        for rule in &policy.scale_out {
-            let breached = if autoscale::is_breached(rule, waiting) { "breached" } else { "quiet" };
-            lines.push(format!(
-                "scale-out   queue_length {waiting}, above {} held for {}: {breached}, +{}",
-                rule.above, rule.hold_ms, rule.step
-            ));
-        }
-        match policy.scale_in {
-            Some(rule) => lines.push(format!(
-                "scale-in    hosts idle for {} while fewer than {} tasks wait, {} at once",
-                rule.idle_ms, rule.queue_below, rule.step
-            )),
-            None => lines.push(String::from("scale-in    never")),
-        }
-        if let Some(reason) = &pool.record.paused {
-            lines.push(format!("paused      {reason}"));
-        }
-        lines
+        autoscale::explain(&pool.record.policy, &pool.view)
+    }
+
+    /// The pool as it was last looked at.
+    #[must_use]
+    pub fn pool_view(&self, name: &PoolName) -> Option<&PoolView> {
+        self.pools.get(name).map(|pool| &pool.view)
     }
 
     /// Hosts of a pool that boot.
