@@ -13,6 +13,9 @@ use clap::{Args, Parser, Subcommand};
 use muster_core::policy::PoolPolicy;
 use serde::Deserialize;
 
+/// Where programs that make hosts are looked for.
+const PROVIDERS: &str = "/etc/muster/providers";
+
 /// The coordinator: holds the fleet's state, decides, serves gRPC.
 #[derive(Debug, Parser)]
 #[command(name = "muster-coordinator", version)]
@@ -96,6 +99,9 @@ pub struct Serve {
     /// Socket of the program that makes local hosts.
     #[arg(long, value_name = "SOCKET")]
     pub local_provider: Option<PathBuf>,
+    /// Folder of the programs that make hosts for pools with the provider `exec` [default: /etc/muster/providers].
+    #[arg(long, value_name = "DIR")]
+    pub providers: Option<PathBuf>,
     /// Pool policy to put in force at start; repeatable.
     #[arg(long, value_name = "FILE.toml")]
     pub policy: Vec<PathBuf>,
@@ -128,6 +134,8 @@ pub struct File {
     pub store_ca: Option<PathBuf>,
     /// For blobs and logs, reached by every coordinator.
     pub shared: Option<PathBuf>,
+    /// Folder of the programs that make hosts.
+    pub providers: Option<PathBuf>,
     /// Of stderr.
     #[serde(default)]
     pub log_format: LogFormat,
@@ -196,6 +204,8 @@ pub struct Config {
     pub advertise: Option<String>,
     /// Makes local hosts.
     pub local_provider: Option<PathBuf>,
+    /// Programs that make hosts of pools that name them.
+    pub providers: PathBuf,
     /// To be put in force.
     pub policies: Vec<PoolPolicy>,
     /// Of stderr.
@@ -224,6 +234,7 @@ impl Config {
             shared: serve.shared.clone().or(file.shared),
             advertise: serve.advertise.clone().or(file.advertise),
             local_provider: serve.local_provider.clone(),
+            providers: serve.providers.clone().or(file.providers).unwrap_or_else(|| PROVIDERS.into()),
             policies: serve.policy.iter().map(|file| read_toml(file)).collect::<Result<_, _>>()?,
             log_format: file.log_format,
         })

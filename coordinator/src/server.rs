@@ -401,7 +401,12 @@ impl Shell {
         });
         set_policies(&handle, self.config.policies.clone()).await?;
         let links = provider::Links { handle: handle.clone(), tokens, coordinator: self.dialled(), leadership };
-        tokio::spawn(provider::run(host_orders, links, self.config.local_provider.clone()));
+        let places = provider::Places {
+            local_socket: self.config.local_provider.clone(),
+            programs: self.config.providers.clone(),
+            fingerprint: hex::encode(&self.authority.fingerprint()),
+        };
+        tokio::spawn(provider::run(host_orders, links, places));
         // Read by the pages alone; set once, as one process leads once.
         let _ = self.handle.set(handle.clone());
         self.door.open(AuthLayer::new(members).layer(services(&context)?));

@@ -304,6 +304,13 @@ pub enum Event {
         /// The provider's sentence.
         reason: String,
     },
+    /// A provider was asked for its hosts.
+    ProviderHeard {
+        /// A pool of its.
+        pool: PoolName,
+        /// Why it gives no answer; none: it does.
+        trouble: Option<String>,
+    },
 }
 
 /// What a drain asks.

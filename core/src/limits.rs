@@ -59,6 +59,12 @@ pub const DRAIN_ASK_AGAIN: Millis = Millis::from_secs(2);
 pub const DRAIN_DEADLINE: Millis = Millis::from_secs(30 * 60);
 /// A released host that has not confirmed by then is asked again.
 pub const DELETE_ASK_AGAIN: Millis = Millis::from_secs(10);
+/// What a provider's program has to make or end a host.
+pub const PROVIDER_CHANGE_TIME: Millis = Millis::from_secs(120);
+/// What a provider's program has to list hosts, or to describe one.
+pub const PROVIDER_LOOK_TIME: Millis = Millis::from_secs(30);
+/// A provider's program is asked for its list this often.
+pub const PROVIDER_LIST_EVERY: Millis = Millis::from_secs(15);
 
 /// A pool's size is decided on at most once in this time.
 pub const POOL_LOOK: Millis = Millis::from_secs(1);

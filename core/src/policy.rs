@@ -24,6 +24,8 @@ pub struct PoolPolicy {
     pub name: PoolName,
     /// Who makes and ends its hosts.
     pub provider: ProviderKind,
+    /// Of [`ProviderKind::Exec`]: the program's name; none: the pool's own.
+    pub program: Option<String>,
     /// Never fewer hosts than this.
     pub min: u32,
     /// Never more hosts than this, counting all that were requested and are not confirmed gone (FL-11).
@@ -57,6 +59,7 @@ impl PoolPolicy {
         Self {
             name,
             provider,
+            program: None,
             min,
             max,
             preset: Preset::None,
@@ -70,6 +73,12 @@ impl PoolPolicy {
             schedule: Vec::new(),
             cost: None,
         }
+    }
+
+    /// The name of the program that makes its hosts.
+    #[must_use]
+    pub fn program(&self) -> &str {
+        self.program.as_deref().unwrap_or(&self.name.0)
     }
 
     /// No rule, schedule or minimum can ever change its size.
@@ -137,6 +146,8 @@ pub enum ProviderKind {
     Static,
     /// Agents on this machine, made by `muster up` or `muster demo`.
     Local,
+    /// An operator's program makes them.
+    Exec,
 }
 
 /// Which of the nodes that could take an attempt does.

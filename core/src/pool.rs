@@ -160,6 +160,8 @@ pub struct Pool {
     pub recent: Recent,
     /// How long its tasks waited.
     pub waits: Waits,
+    /// Why its provider gives no answer; none: it does, or was not asked.
+    pub provider_trouble: Option<String>,
     /// It is not looked at again before.
     pub next_look: Timestamp,
     /// As it was last looked at.
@@ -176,6 +178,7 @@ impl Pool {
             below_since: Vec::new(),
             recent: Recent::default(),
             waits: Waits::default(),
+            provider_trouble: None,
             next_look: Timestamp(0),
             view: PoolView::default(),
         }

@@ -159,6 +159,7 @@ pub(crate) const fn event_name(event: &Event) -> &'static str {
         Event::HostFailed { .. } => "host_failed",
         Event::HostGone { .. } => "host_gone",
         Event::HostDeleteFailed { .. } => "host_delete_failed",
+        Event::ProviderHeard { .. } => "provider_heard",
     }
 }
 

@@ -355,8 +355,12 @@ impl Supervisor {
                 notify(&[sd_notify::NotifyState::Status("drained; closed to work")]);
                 return;
             }
+            // It ends when its provider ends the host; should the provider fail, it is told to open again.
+            DrainThen::Delete => {
+                notify(&[sd_notify::NotifyState::Status("drained; waits for its provider to delete this host")]);
+                return;
+            }
             DrainThen::Stop => "this host was drained and told to stay down",
-            DrainThen::Delete => "this host was drained and is being deleted",
             DrainThen::Poweroff => "this host was drained and is powered off",
         };
         tracing::info!("{sentence}");

@@ -3,8 +3,10 @@
 //! The core decides and remembers every request; a provider only carries out.
 //! Orders are idempotent by their request, so that one may be lost or repeated.
 
+pub mod exec;
 pub mod local;
 pub mod local_lines;
+pub mod program;
 mod static_hosts;
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -90,8 +92,19 @@ impl Links {
     }
 }
 
+/// Where providers find what they need.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The program that makes local hosts listens there.
+    pub local_socket: Option<PathBuf>,
+    /// Operators' programs that make hosts.
+    pub programs: PathBuf,
+    /// Of the fleet's CA: what an operator's program tells this fleet's hosts by.
+    pub fingerprint: String,
+}
+
 /// Hands each order to the provider of its pool.
-pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, local_socket: Option<PathBuf>) {
+pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, places: Places) {
     let (handle, leadership) = (links.handle.clone(), links.leadership.clone());
     let mut providers: BTreeMap<&'static str, mpsc::Sender<Ask>> = BTreeMap::new();
     let mut start = |name: &'static str, provider: Box<dyn Provider>| {
@@ -100,7 +113,8 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, local_sock
         providers.insert(name, asks);
     };
     start("static", Box::new(StaticHosts::new(links.clone())));
-    if let Some(socket) = local_socket {
+    start("exec", Box::new(exec::ExecHosts::new(links.clone(), places.programs, &places.fingerprint)));
+    if let Some(socket) = places.local_socket {
         start("local", Box::new(local::LocalHosts::new(links.clone(), socket)));
     }
     while let Some(order) = orders.recv().await {
@@ -117,6 +131,7 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, local_sock
         let provider = match kind {
             ProviderKind::Static => providers.get("static"),
             ProviderKind::Local => providers.get("local"),
+            ProviderKind::Exec => providers.get("exec"),
         };
         let (ask, creates) = match order {
             HostOrder::Create { pool, host, template } => (Ask::Create(NewHost { pool, host, template }), true),

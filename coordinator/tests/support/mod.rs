@@ -49,6 +49,7 @@ pub fn config(data: &Path) -> Config {
         shared: None,
         advertise: None,
         local_provider: None,
+        providers: "/nonexistent".into(),
         policies: Vec::new(),
         log_format: LogFormat::Text,
     }

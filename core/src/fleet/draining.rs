@@ -40,6 +40,14 @@ impl Fleet {
                 advice: "it has left the fleet; `muster node remove` forgets it",
             });
         }
+        if order.then == DrainThen::Delete && node.record.host.is_none() {
+            return Err(Denied::NodeState {
+                node: node.record.name.clone(),
+                state: String::from("of no provider"),
+                asked: "drain and delete",
+                advice: "nobody can delete it; drain it with --then stop or --then poweroff",
+            });
+        }
         let sentence = match order.deadline {
             Some(deadline) => {
                 format!("{} (deadline in {}, then {})", order.reason, deadline.since(now), order.then.name())

@@ -293,6 +293,9 @@ fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Res
 
 /// A provider that does not confirm what it was told says nothing about how many hosts there are.
 fn unanswered(pool: &Pool, now: Timestamp) -> Option<(String, Option<Timestamp>)> {
+    if let Some(trouble) = &pool.provider_trouble {
+        return Some((format!("the provider does not say which hosts there are: {trouble}"), None));
+    }
     let since = |host: &Host| match host {
         Host::Deleting { since: Some(since), .. } => Some(*since),
         Host::Deleting { since: None, .. } | Host::Requested(_) | Host::Joined(_) => None,

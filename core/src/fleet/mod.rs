@@ -201,6 +201,7 @@ impl Fleet {
             Event::HostFailed { pool, host, reason } => self.host_failed(&pool, host, &reason, now, out),
             Event::HostGone { pool, host } => self.host_gone(&pool, host, now, out),
             Event::HostDeleteFailed { pool, host, reason } => self.host_delete_failed(&pool, host, reason, now, out),
+            Event::ProviderHeard { pool, trouble } => self.provider_heard(&pool, trouble, now, out),
         }
     }
 

@@ -115,7 +115,7 @@ impl Fleet {
         out: &mut Output,
     ) {
         let then = match self.pools.get(name).map(|pool| pool.record.policy.provider) {
-            Some(ProviderKind::Local) => DrainThen::Delete,
+            Some(ProviderKind::Local | ProviderKind::Exec) => DrainThen::Delete,
             Some(ProviderKind::Static) => DrainThen::Stop,
             None => return,
         };
@@ -230,6 +230,28 @@ impl Fleet {
         let Some(pool) = self.pools.get_mut(name) else { return };
         if pool.record.hosts.remove(&host).is_some() {
             self.count_failure(name, reason, now, out);
+        }
+    }
+
+    /// Silence holds scale-in (FL-12); each change of it is told.
+    pub(super) fn provider_heard(
+        &mut self,
+        name: &PoolName,
+        trouble: Option<String>,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
+        let Some(pool) = self.pools.get_mut(name) else { return };
+        let subject = Subject::Pool { name: name.clone(), sizes: None };
+        match (&pool.provider_trouble, &trouble) {
+            (None, Some(trouble)) => record(out, now, subject, "provider_silent", trouble.clone(), None),
+            (Some(_), None) => record(out, now, subject, "provider_heard", String::from("it answers again"), None),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        if pool.provider_trouble != trouble {
+            pool.provider_trouble = trouble;
+            pool.next_look = now;
+            self.wake_at(now, Timer::Pool(name.clone()));
         }
     }
 

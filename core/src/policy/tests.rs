@@ -148,3 +148,20 @@ proptest! {
         prop_assert_eq!(amounts::size_text(bytes).size(), Ok(bytes));
     }
 }
+
+#[test]
+fn a_program_is_a_plain_name_and_for_exec_only() {
+    let with = |provider: &str, program: &str| {
+        let host = serde_json::json!({"cpu": 1, "memory": "1G", "disk": "1G"});
+        let text =
+            serde_json::json!({"name": "batch", "provider": provider, "program": program, "max": 1, "host": host});
+        serde_json::from_value::<PoolPolicy>(text).map_err(|error| error.to_string())
+    };
+    let policy = with("exec", "qemu-2").unwrap();
+    assert_eq!(policy.program(), "qemu-2");
+    assert_eq!(written_again(&policy), policy);
+    for bad in ["../x", "", ".hidden", "a b", "a/b"] {
+        assert!(with("exec", bad).unwrap_err().contains("`program`"), "{bad}");
+    }
+    assert!(with("local", "qemu").unwrap_err().contains("`program`"));
+}

@@ -28,6 +28,9 @@ const IDLE: Millis = Millis::from_secs(60);
 /// Rules, conditions or windows of one policy, at most.
 const RULES_MAX: usize = 64;
 
+/// Bytes of a program's name, at most.
+const PROGRAM_BYTES_MAX: usize = 64;
+
 /// A key whose value cannot be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadKey {
@@ -59,6 +62,7 @@ fn at<T>(key: &str, value: Result<T, String>) -> Result<T, BadKey> {
 pub(super) struct PolicyText {
     name: PoolName,
     provider: ProviderKind,
+    program: Option<String>,
     min: Option<u32>,
     max: u32,
     preset: Option<Preset>,
@@ -195,6 +199,22 @@ fn threshold_text(metric: Metric, value: u64) -> Amount {
         Metric::QueueLength => Amount::Whole(value),
         Metric::ExecutionLatency | Metric::WaitTime => amounts::span_text(Millis(value)),
     }
+}
+
+/// The name of a file in the providers' folder, never a path out of it.
+fn program(provider: ProviderKind, name: Option<String>) -> Result<Option<String>, BadKey> {
+    let Some(name) = name else { return Ok(None) };
+    if provider != ProviderKind::Exec {
+        return bad("program", "is for `provider = \"exec\"` only");
+    }
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.is_empty() || name.len() > PROGRAM_BYTES_MAX || name.starts_with('.') || !name.bytes().all(plain) {
+        return bad(
+            "program",
+            "is the name of a file in the coordinator's folder of providers: letters, digits, `-`, `_`, `.`",
+        );
+    }
+    Ok(Some(name))
 }
 
 /// Either a factor or a step.
@@ -479,6 +499,7 @@ impl TryFrom<PolicyText> for PoolPolicy {
             cost: text.cost.as_ref().map(CostText::read).transpose()?,
             name: text.name,
             provider: text.provider,
+            program: program(text.provider, text.program)?,
             host: text.host,
         };
         policy.check()?;
@@ -491,6 +512,7 @@ impl From<PoolPolicy> for PolicyText {
         Self {
             name: policy.name,
             provider: policy.provider,
+            program: policy.program,
             min: Some(policy.min),
             max: policy.max,
             preset: Some(policy.preset),

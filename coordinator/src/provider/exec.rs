@@ -1,0 +1,384 @@
+//! Hosts made and ended by operators' programs: each pool names one in the
+//! providers' folder. `program.rs` is how one is asked.
+//!
+//! Every answer may be missing, late or wrong. So a host that could not be made
+//! is deleted before it counts as failed; and what the list says is compared with
+//! the fleet's record and with the agents' leases: a host that is listed as absent
+//! while its agent speaks is not believed to be gone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
+
+use backon::{ExponentialBuilder, Retryable as _};
+use futures_util::{FutureExt as _, future::BoxFuture};
+use muster_core::{
+    event::Event,
+    fleet::Fleet,
+    ids::{HostRequestId, PoolName},
+    limits,
+    policy::{HostTemplate, ProviderKind},
+    pool::Host,
+};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{
+    Ask, Links, NewHost, Provider, host_name,
+    program::{Create, Created, Deleted, Described, Error, Going, Listed, Operation, Program, Which, Whose},
+};
+
+/// Programs that run at once; further orders wait.
+const PROGRAMS_MAX: usize = 8;
+/// Tries of one order before its failure is told.
+const TRIES: usize = 3;
+/// Lists in a row in which a host must be missing, or be there though nobody wants it, before that is acted on: what
+/// lists hosts is often a little behind what makes them.
+const LISTS_TO_BELIEVE: u8 = 2;
+/// Lists in a row that fail before the pool says that its provider is silent.
+const FAILURES_TO_TELL: u8 = 2;
+
+/// The provider of pools whose hosts a program makes.
+#[derive(Clone, Debug)]
+pub struct ExecHosts {
+    links: Links,
+    folder: PathBuf,
+    /// The beginning of each request, so that several fleets can share one account.
+    fleet: String,
+}
+
+/// What a task has come to.
+enum Done {
+    /// One order, carried out or not; what became of it is told already.
+    Order(HostRequestId),
+    /// One list.
+    List(Program, Result<Listed, Error>),
+}
+
+/// What the lists of one program said lately.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Hosts of the record that are missing, in how many lists in a row.
+    missing: BTreeMap<HostRequestId, u8>,
+    /// Hosts that the record does not have, alike.
+    strays: BTreeMap<HostRequestId, u8>,
+    failures: u8,
+}
+
+/// What is under way.
+#[derive(Default)]
+struct Work {
+    tasks: JoinSet<Done>,
+    orders: BTreeSet<HostRequestId>,
+    lists: BTreeSet<Program>,
+    heard: BTreeMap<Program, Heard>,
+}
+
+impl ExecHosts {
+    /// Programs are in `folder`; `fingerprint` is that of the fleet's CA.
+    #[must_use]
+    pub fn new(links: Links, folder: PathBuf, fingerprint: &str) -> Self {
+        let fleet = format!("muster-{}", &fingerprint[..fingerprint.len().min(12)]);
+        Self { links, folder, fleet }
+    }
+
+    async fn serve(self, mut asks: mpsc::Receiver<Ask>) {
+        let mut work = Work::default();
+        let mut every = tokio::time::interval(Duration::from_millis(limits::PROVIDER_LIST_EVERY.0));
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                ask = asks.recv(), if work.orders.len() < PROGRAMS_MAX => match ask {
+                    Some(ask) => self.begin(&mut work, ask).await,
+                    None => return,
+                },
+                Some(done) = work.tasks.join_next() => match done {
+                    Ok(Done::Order(host)) => {
+                        work.orders.remove(&host);
+                    }
+                    Ok(Done::List(program, listed)) => {
+                        work.lists.remove(&program);
+                        self.hear(&mut work, program, listed).await;
+                    }
+                    Err(error) => tracing::error!("asking a provider's program failed: {error}"),
+                },
+                _ = every.tick() => self.begin_lists(&mut work).await,
+            }
+        }
+    }
+
+    /// An order for a host that another is under way for is let go: the fleet repeats what is still open.
+    async fn begin(&self, work: &mut Work, ask: Ask) {
+        let (pool, host) = match &ask {
+            Ask::Create(new) => (new.pool.clone(), new.host),
+            Ask::Delete { pool, host } => (pool.clone(), *host),
+        };
+        let Some(program) = self.program_of(&pool).await else { return };
+        if work.orders.insert(host) {
+            let this = self.clone();
+            work.tasks.spawn(async move {
+                match ask {
+                    Ask::Create(new) => this.create(&program, new).await,
+                    Ask::Delete { pool, host } => this.delete(&program, pool, host).await,
+                }
+                Done::Order(host)
+            });
+        }
+    }
+
+    async fn begin_lists(&self, work: &mut Work) {
+        if !self.links.leadership.holds() {
+            return;
+        }
+        let programs = self.links.handle.query(|fleet, _| names_of(fleet)).await.unwrap_or_default();
+        for name in programs.into_keys() {
+            let (program, whose) = (Program::new(&self.folder, &name), Whose { fleet: self.fleet.clone() });
+            if work.lists.insert(program.clone()) {
+                work.tasks.spawn(async move {
+                    let listed = program.ask(Operation::List, &whose).await;
+                    Done::List(program, listed)
+                });
+            }
+        }
+    }
+
+    async fn program_of(&self, pool: &PoolName) -> Option<Program> {
+        let name = pool.clone();
+        let program =
+            self.links.handle.query(move |fleet, _| fleet.pool(&name).map(|pool| pool.policy.program().to_owned()));
+        program.await.ok().flatten().map(|name| Program::new(&self.folder, &name))
+    }
+
+    fn which(&self, pool: &PoolName, host: HostRequestId) -> Which {
+        let (request, fleet) = (self.request(host), self.fleet.clone());
+        Which { request, fleet, pool: pool.0.clone(), name: host_name(pool, host) }
+    }
+
+    fn request(&self, host: HostRequestId) -> String {
+        format!("{}-{}", self.fleet, host.0)
+    }
+
+    fn host_of(&self, request: &str) -> Option<HostRequestId> {
+        request.strip_prefix(&self.fleet)?.strip_prefix('-')?.parse().ok().map(HostRequestId)
+    }
+
+    async fn create(&self, program: &Program, new: NewHost) {
+        let made = match self.links.token(&new).await {
+            Ok(token) => self.make(program, &new, token).await.map_err(|error| (error.to_string(), error.never_ran())),
+            Err(reason) => Err((reason, true)),
+        };
+        let (pool, host) = (new.pool, new.host);
+        let (reason, never_ran) = match made {
+            Ok(instance) => {
+                tracing::info!(%pool, host = host.0, instance, "the provider makes a host");
+                return;
+            }
+            Err(failed) => failed,
+        };
+        // What was said to have failed may be there all the same, and would cost money that no maximum counts (FL-11).
+        if never_ran || self.end(program, &pool, host).await.is_ok_and(|deleted| deleted.state == Going::Gone) {
+            self.links.tell(Event::HostFailed { pool, host, reason }).await;
+        } else {
+            tracing::warn!(%pool, host = host.0, "{reason}; it counts until its boot deadline, because its deletion was not confirmed");
+        }
+    }
+
+    async fn make(&self, program: &Program, new: &NewHost, token: String) -> Result<Option<String>, Error> {
+        let HostTemplate { cpu_milli, memory_bytes, disk_bytes, labels } = new.template.clone();
+        let create = Create {
+            request: self.request(new.host),
+            fleet: self.fleet.clone(),
+            pool: new.pool.0.clone(),
+            name: host_name(&new.pool, new.host),
+            cpu_milli,
+            memory_bytes,
+            disk_bytes,
+            labels,
+            coordinator: self.links.coordinator.clone(),
+            token,
+        };
+        let made: Created = patiently(|| program.ask(Operation::Create, &create)).await?;
+        Ok(made.instance)
+    }
+
+    async fn end(&self, program: &Program, pool: &PoolName, host: HostRequestId) -> Result<Deleted, Error> {
+        let which = self.which(pool, host);
+        patiently(|| program.ask(Operation::Delete, &which)).await
+    }
+
+    async fn delete(&self, program: &Program, pool: PoolName, host: HostRequestId) {
+        self.tell_why_it_did_not_join(program, &pool, host).await;
+        match self.end(program, &pool, host).await {
+            Ok(Deleted { state: Going::Gone }) => self.links.tell(Event::HostGone { pool, host }).await,
+            // The list tells when it is gone.
+            Ok(Deleted { state: Going::Going }) => {}
+            Err(error) => {
+                self.links.tell(Event::HostDeleteFailed { pool, host, reason: error.to_string() }).await;
+            }
+        }
+    }
+
+    /// The last chance to see what became of a host that is ended before anybody has heard of it.
+    async fn tell_why_it_did_not_join(&self, program: &Program, pool: &PoolName, host: HostRequestId) {
+        let name = pool.clone();
+        let state = self.links.handle.query(move |fleet, _| fleet.pool(&name)?.hosts.get(&host).copied()).await;
+        if let Ok(Some(Host::Deleting { node: None, .. })) = state
+            && let Ok(described) = program.ask::<Described>(Operation::Describe, &self.which(pool, host)).await
+        {
+            tracing::warn!(%pool, host = host.0, "a host that did not join is ended: {}", described.summary);
+        }
+    }
+
+    async fn hear(&self, work: &mut Work, program: Program, listed: Result<Listed, Error>) {
+        let heard = work.heard.entry(program.clone()).or_default();
+        let trouble = match &listed {
+            Ok(_) => {
+                heard.failures = 0;
+                None
+            }
+            Err(error) => {
+                heard.failures = heard.failures.saturating_add(1);
+                tracing::warn!("{error}");
+                (heard.failures >= FAILURES_TO_TELL).then(|| error.to_string())
+            }
+        };
+        let folder = self.folder.clone();
+        let of = program.clone();
+        let Ok(listed) = listed else {
+            self.tell_health(program, trouble).await;
+            return;
+        };
+        self.tell_health(program.clone(), None).await;
+        let there: BTreeSet<HostRequestId> =
+            listed.hosts.iter().filter_map(|host| self.host_of(&host.request)).collect();
+        let compared = self
+            .links
+            .handle
+            .query(move |fleet, _| Compared::of(fleet, &there, |name| Program::new(&folder, name) == of));
+        let Ok(compared) = compared.await else { return };
+        let heard = work.heard.entry(program.clone()).or_default();
+        let gone = persist(&mut heard.missing, compared.missing.keys().copied());
+        let strays = persist(&mut heard.strays, compared.strays.iter().copied());
+        for host in gone {
+            if let Some((pool, speaks)) = compared.missing.get(&host) {
+                self.believe_gone(pool.clone(), host, *speaks).await;
+            }
+        }
+        for host in strays {
+            if work.orders.len() < PROGRAMS_MAX && work.orders.insert(host) {
+                tracing::warn!(
+                    request = self.request(host),
+                    "the provider has a host that the fleet does not know; it is ended"
+                );
+                let (this, program) = (self.clone(), program.clone());
+                work.tasks.spawn(async move {
+                    if let Err(error) = this.end(&program, &PoolName(String::new()), host).await {
+                        tracing::warn!("{error}");
+                    }
+                    Done::Order(host)
+                });
+            }
+        }
+    }
+
+    async fn believe_gone(&self, pool: PoolName, host: HostRequestId, speaks: bool) {
+        if speaks {
+            tracing::warn!(%pool, host = host.0, "the provider's list lacks a host whose agent speaks; the list is not believed");
+        } else {
+            self.links.tell(Event::HostGone { pool, host }).await;
+        }
+    }
+
+    /// A provider that says nothing holds scale-in of its pools (FL-12), and says why.
+    async fn tell_health(&self, program: Program, trouble: Option<String>) {
+        let folder = self.folder.clone();
+        let pools = self.links.handle.query(move |fleet, _| {
+            let names = names_of(fleet);
+            let of_program = names.into_iter().find(|(name, _)| Program::new(&folder, name) == program);
+            of_program.map(|(_, pools)| pools).unwrap_or_default()
+        });
+        for pool in pools.await.unwrap_or_default() {
+            self.links.tell(Event::ProviderHeard { pool, trouble: trouble.clone() }).await;
+        }
+    }
+}
+
+impl Provider for ExecHosts {
+    fn run(self: Box<Self>, asks: mpsc::Receiver<Ask>) -> BoxFuture<'static, ()> {
+        (*self).serve(asks).boxed()
+    }
+}
+
+/// Asks again, with growing pauses, what may pass.
+async fn patiently<A, F: Future<Output = Result<A, Error>>>(ask: impl FnMut() -> F) -> Result<A, Error> {
+    let waits = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_secs(1))
+        .with_max_delay(Duration::from_secs(10))
+        .with_max_times(TRIES - 1)
+        .with_jitter();
+    ask.retry(waits).when(Error::may_pass).await
+}
+
+/// Each program that a pool names, and those pools.
+fn names_of(fleet: &Fleet) -> BTreeMap<String, Vec<PoolName>> {
+    let mut names: BTreeMap<String, Vec<PoolName>> = BTreeMap::new();
+    for (name, pool) in fleet.pools().filter(|(_, pool)| pool.policy.provider == ProviderKind::Exec) {
+        names.entry(pool.policy.program().to_owned()).or_default().push(name.clone());
+    }
+    names
+}
+
+/// The record of a program's hosts beside its list.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Compared {
+    /// Joined or being deleted, and not listed; and does its agent speak?
+    missing: BTreeMap<HostRequestId, (PoolName, bool)>,
+    /// Listed, and of no record.
+    strays: BTreeSet<HostRequestId>,
+}
+
+impl Compared {
+    fn of(fleet: &Fleet, there: &BTreeSet<HostRequestId>, is_own: impl Fn(&str) -> bool) -> Self {
+        let (mut missing, mut known) = (BTreeMap::new(), BTreeSet::new());
+        for (name, pool) in fleet.pools() {
+            let own = pool.policy.provider == ProviderKind::Exec && is_own(pool.policy.program());
+            for (host, state) in &pool.hosts {
+                known.insert(*host);
+                let node = match state {
+                    // It may not be in the list yet; its boot deadline is what ends its wait.
+                    Host::Requested(_) => continue,
+                    Host::Joined(node) => Some(*node),
+                    Host::Deleting { node, .. } => *node,
+                };
+                if own && !there.contains(host) {
+                    let speaks = node.is_some_and(|node| fleet.is_connected(node));
+                    missing.insert(*host, (name.clone(), speaks));
+                }
+            }
+        }
+        Self { missing, strays: there.difference(&known).copied().collect() }
+    }
+}
+
+/// Counts what is so once more, forgets what is not, and tells what has been so often enough.
+fn persist(counts: &mut BTreeMap<HostRequestId, u8>, now: impl Iterator<Item = HostRequestId>) -> Vec<HostRequestId> {
+    let counted = now.map(|host| (host, counts.get(&host).copied().unwrap_or(0).saturating_add(1)));
+    *counts = counted.collect();
+    counts.iter().filter(|(_, times)| **times >= LISTS_TO_BELIEVE).map(|(host, _)| *host).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_list_is_not_believed_and_two_are() {
+        let mut counts = BTreeMap::new();
+        let host = HostRequestId(7);
+        assert_eq!(persist(&mut counts, [host].into_iter()), []);
+        assert_eq!(persist(&mut counts, [host].into_iter()), [host]);
+        assert_eq!(persist(&mut counts, [].into_iter()), []);
+        assert_eq!(persist(&mut counts, [host].into_iter()), []);
+    }
+}
