@@ -146,6 +146,7 @@ FEATURES = {
     "landlock-scopes": lambda: landlock_version() >= 6,
     "qemu": has_qemu,
     "postgres": has_postgres,
+    "cc": lambda: bool(shutil.which("cc")),
     "systemd-analyze": has_systemd_analyze,
     "pypi": has_pypi,
 }
@@ -493,8 +494,10 @@ def check_chaos(results, options):
 
 
 def check_guest(results, _):
-    """A real host with systemd and cgroup v2, in a throw-away QEMU guest: the shipped units, then the hostile suite."""
+    """A real host with systemd and cgroup v2, in a throw-away QEMU guest: the shipped units, power cuts, then the hostile suite."""
     run_in_guest(results, "smoke", "guest")
+    if has_qemu():
+        run_in_guest(results, "power-cut", "guest-power")
     if has_qemu() and build_probe(results):
         run_in_guest(results, "hostile", "guest-hostile")
 

@@ -2,6 +2,9 @@
 //! folder each, no sleeps. A test's name is the promise that it checks.
 
 mod access;
+mod calls;
+mod clocks;
+mod crowd;
 mod demo;
 mod disk;
 mod doctor;

@@ -73,6 +73,8 @@ pub struct Fleet {
     pub address: String,
     /// The operator.
     pub client: Client,
+    /// Added to the environment of a coordinator or an agent that is started from now on.
+    pub environment: Vec<(OsString, OsString)>,
     fences: BTreeSet<String>,
     network: Option<PathBuf>,
     folder: TempDir,
@@ -97,6 +99,7 @@ impl Fleet {
             coordinator: None,
             address: address.to_owned(),
             client,
+            environment: Vec::new(),
             fences: BTreeSet::new(),
             network,
             folder,
@@ -114,6 +117,7 @@ impl Fleet {
             coordinator: None,
             address: String::new(),
             client,
+            environment: Vec::new(),
             fences: BTreeSet::new(),
             network: None,
             folder,
@@ -144,7 +148,8 @@ impl Fleet {
         let port_file = self.folder.path().join("port");
         let _ = std::fs::remove_file(&port_file);
         let log = self.folder.path().join("coordinator.log");
-        let surroundings = Surroundings { network: self.network.clone(), ..Surroundings::default() };
+        let (environment, network) = (self.environment.clone(), self.network.clone());
+        let surroundings = Surroundings { environment, network, ..Surroundings::default() };
         let arguments = self.serve_arguments(&port_file);
         self.coordinator = Some(Part::start_in("coordinator", &log, &arguments, &surroundings));
     }
@@ -263,8 +268,9 @@ impl Fleet {
     /// Starts a node's agent (again).
     pub fn start_agent(&mut self, name: &str) {
         let log = self.folder.path().join(format!("{name}-agent.log"));
+        let environment = self.environment.clone();
         let node = self.node(name);
-        let surroundings = Surroundings { network: node.network.clone(), ..Surroundings::default() };
+        let surroundings = Surroundings { environment, network: node.network.clone(), ..Surroundings::default() };
         node.agent = Some(Part::start_in(&format!("agent {name}"), &log, &node.agent_arguments, &surroundings));
     }
 

@@ -3,18 +3,22 @@
 //! knows what a test asserts.
 
 pub mod client;
+pub mod crowd;
 pub mod fleet;
 pub mod ha;
 pub mod host;
 pub mod network;
 pub mod part;
 pub mod postgres;
+pub mod preload;
 pub mod wait;
 
 pub use client::{Client, Finished};
+pub use crowd::Crowd;
 pub use fleet::{Fleet, NodeOptions};
 pub use ha::HighlyAvailable;
 pub use network::{Cut, Network};
+pub use preload::Preload;
 pub use wait::{WAIT, eventually, eventually_blocking, until};
 
 /// Ends the test early and loudly: the runner counts it as skipped, and fails

@@ -1,0 +1,226 @@
+//! One coordinator and many agents: what a long outage, a storm of reconnects,
+//! reboots and copied identities cost. The agents have the real connection and
+//! rules and no processes: see `tests/harness/crowd.rs`.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use muster_core::resources::Resources;
+use muster_proto::v1::{self, end::Reason, node_lost::Cause};
+use muster_tests::{Crowd, Fleet, WAIT, crowd::code_of, eventually, until};
+
+const TASKS: u32 = 1_000;
+const LONG: Duration = Duration::from_secs(240);
+/// Longer than a node's lease by the coordinator's reckoning; a long one is asked for by `MUSTER_OUTAGE_SECONDS`.
+const OUTAGE_SECONDS: u64 = 22;
+/// Of the storm; more are asked for by `MUSTER_STORM_AGENTS`.
+const AGENTS: usize = 1_000;
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Room for so many tasks of [`tasks`].
+const fn room(tasks: u64) -> Resources {
+    Resources { cpu_milli: 100 * tasks, memory_bytes: tasks << 20, disk_bytes: tasks << 20 }
+}
+
+/// Each ends when the crowd is told so, and is not tried again for that.
+fn tasks(fleet: &Fleet, count: u32) -> v1::JobTemplate {
+    let mut template = fleet.script("a crowd runs nothing");
+    template.tasks = count;
+    template.retries = Some(v1::RetryPolicy { failed: Some(0), lost: Some(8), drained: None });
+    template.body.as_mut().expect("a script has a body").request = Some(room(1).into());
+    template
+}
+
+async fn counts(fleet: &Fleet, job: u64) -> v1::TaskCounts {
+    fleet.client.summary(job).await.counts.unwrap_or_default()
+}
+
+async fn all_ready(fleet: &Fleet, count: usize) {
+    eventually("all nodes are ready", LONG, async || {
+        (fleet.client.nodes().await.iter().filter(|node| node.state == "ready").count() == count).then_some(())
+    })
+    .await;
+}
+
+/// Each task was started once, has one attempt, and the end that its agent reported.
+async fn each_ran_once(fleet: &Fleet, crowd: &Crowd, job: u64, count: u32) {
+    let done = fleet.client.finished(job, LONG).await;
+    assert_eq!(done.tasks.len(), usize::try_from(count).expect("few"));
+    for (task, index) in done.tasks.iter().zip(0..) {
+        let [only] = task.attempts.as_slice() else { panic!("task {index} has run again: {:?}", task.attempts) };
+        let reason = only.end.clone().and_then(|end| end.reason);
+        assert_eq!((reason, only.presumed), (Some(Reason::Exited(code_of(index))), false), "task {index}");
+    }
+    let seen = crowd.seen();
+    assert!(seen.starts.values().all(|starts| *starts == 1), "started twice");
+    assert_eq!((seen.starts.len(), seen.stored.len()), (done.tasks.len(), done.tasks.len()));
+    assert!(seen.stopped.is_empty(), "told to stop: {:?}", seen.stopped);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_running_tasks_are_adopted_after_an_outage_and_each_result_is_accepted_once() {
+    const NODES: usize = 20;
+    let outage = Duration::from_secs(setting("MUSTER_OUTAGE_SECONDS").unwrap_or(OUTAGE_SECONDS));
+    let mut fleet = Fleet::start().await;
+    let crowd = Crowd::join(&fleet, NODES, room(50)).await;
+    all_ready(&fleet, NODES).await;
+    let job = fleet.client.submit(tasks(&fleet, TASKS)).await;
+    fleet.client.running(job, TASKS).await;
+
+    let killed = Instant::now();
+    fleet.kill_coordinator();
+    eventually("the agents see it", WAIT, async || (crowd.connected() == 0).then_some(())).await;
+    // A third of the tasks end while there is no coordinator.
+    crowd.end_below(TASKS / 3);
+    until(killed + outage).await;
+    let began = Instant::now();
+    fleet.start_coordinator().await;
+    let served = began.elapsed();
+    eventually("what ended meanwhile is known", LONG, async || {
+        (counts(&fleet, job).await.failed == TASKS / 3).then_some(())
+    })
+    .await;
+    let known = began.elapsed();
+    all_ready(&fleet, NODES).await;
+    let ready = began.elapsed();
+    assert_eq!(counts(&fleet, job).await.running, TASKS - TASKS / 3, "the others are adopted");
+    println!(
+        "coordinator down for {outage:?} with {TASKS} tasks running on {NODES} nodes: it serves {served:.2?} after its \
+         start, has the {} ends of meanwhile after {known:.2?} and all nodes after {ready:.2?}",
+        TASKS / 3
+    );
+    crowd.end_below(TASKS);
+    each_ran_once(&fleet, &crowd, job, TASKS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_agents_that_reconnect_at_once_are_all_back_and_none_is_given_up() {
+    let count = setting("MUSTER_STORM_AGENTS").map_or(AGENTS, |agents| usize::try_from(agents).expect("a number"));
+    let tasks_count = u32::try_from(count).expect("few");
+    let mut fleet = Fleet::start().await;
+    let began = Instant::now();
+    let crowd = Crowd::join(&fleet, count, room(1)).await;
+    all_ready(&fleet, count).await;
+    let joined = began.elapsed();
+    let job = fleet.client.submit(tasks(&fleet, tasks_count)).await;
+    fleet.client.running(job, tasks_count).await;
+    crowd.seen().slowest_answer = Duration::ZERO;
+
+    fleet.kill_coordinator();
+    eventually("all agents see it", WAIT, async || (crowd.connected() == 0).then_some(())).await;
+    fleet.start_coordinator().await;
+    let began = Instant::now();
+    eventually("all agents are back", LONG, async || (crowd.connected() == u64::from(tasks_count)).then_some(())).await;
+    let back = began.elapsed();
+    all_ready(&fleet, count).await;
+    let (slowest, gaps, broken) = {
+        let seen = crowd.seen();
+        (seen.slowest_answer, seen.lease_gaps.clone(), seen.broken.clone())
+    };
+    println!(
+        "{count} agents: joined in {joined:.1?}; after a restart all are back {back:.2?} after the coordinator is \
+         ready; the slowest answer to a heartbeat took {slowest:.2?}; {} leases ran out {gaps:?}; {broken:?}",
+        gaps.len()
+    );
+    let counts = counts(&fleet, job).await;
+    assert_eq!(counts.running, tasks_count, "nothing was given up: {counts:?}");
+    let began = Instant::now();
+    crowd.end_below(tasks_count);
+    each_ran_once(&fleet, &crowd, job, tasks_count).await;
+    println!("{count} ends at once were stored and told in {:.2?}", began.elapsed());
+}
+
+async fn only_attempts(fleet: &Fleet, job: u64) -> Vec<v1::Attempt> {
+    fleet.client.tasks(job).await.swap_remove(0).attempts
+}
+
+async fn events(fleet: &Fleet, kind: &str) -> Vec<v1::FleetEvent> {
+    let mut stream =
+        fleet.client.fleet.clone().events(v1::EventsRequest::default()).await.expect("events").into_inner();
+    let mut all = Vec::new();
+    while let Some(event) = stream.message().await.expect("an event") {
+        all.push(event);
+    }
+    all.retain(|event| event.kind == kind);
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_rebooted_has_lost_its_attempts_at_its_first_word() {
+    let fleet = Fleet::start().await;
+    let mut crowd = Crowd::join(&fleet, 1, room(4)).await;
+    let job = fleet.client.submit(tasks(&fleet, 1)).await;
+    fleet.client.running(job, 1).await;
+    crowd.kill(0).await;
+    let claim = Crowd::claim(0, room(4));
+    crowd.add_as(&fleet, muster_tests::crowd::Claim { boot_id: "another boot".into(), agent_start: 2, ..claim });
+    // Its lease has not ended, nor is it two minutes until it would be lost.
+    let attempts = eventually("its task runs again", Duration::from_secs(12), async || {
+        Some(only_attempts(&fleet, job).await).filter(|all| all.len() == 2 && all[1].started_ms.is_some())
+    })
+    .await;
+    let end = attempts[0].end.clone().and_then(|end| end.reason);
+    assert!(matches!(end, Some(Reason::NodeLost(loss)) if loss.cause() == Cause::Rebooted), "{end:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_identity_is_refused_while_the_first_one_speaks_and_both_are_named() {
+    let fleet = Fleet::start().await;
+    let mut crowd = Crowd::join(&fleet, 1, room(4)).await;
+    let job = fleet.client.submit(tasks(&fleet, 1)).await;
+    fleet.client.running(job, 1).await;
+    let claim = Crowd::claim(0, room(4));
+    crowd.add_as(&fleet, muster_tests::crowd::Claim { boot_id: "boot-of-the-copy".into(), ..claim });
+    let said = eventually("the copy is noticed, again and again", WAIT, async || {
+        Some(events(&fleet, "claimed_twice").await).filter(|events| events.len() >= 3)
+    })
+    .await;
+    assert!(said[0].reason.contains("boot-0") && said[0].reason.contains("boot-of-the-copy"), "{}", said[0].reason);
+    assert_eq!(only_attempts(&fleet, job).await.len(), 1, "the first one is not disturbed");
+    assert_eq!(crowd.connected(), 1);
+    crowd.end_below(1);
+    each_ran_once(&fleet, &crowd, job, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_brings_down_three_hosts_is_held_until_a_person_decides() {
+    const NODES: usize = 4;
+    let fleet = Fleet::start().await;
+    let mut crowd = Crowd::join(&fleet, NODES, room(4)).await;
+    all_ready(&fleet, NODES).await;
+    let job = fleet.client.submit(tasks(&fleet, 1)).await;
+    let mut lives: Vec<usize> = (0..NODES).collect();
+    let mut fallen = BTreeSet::new();
+    for round in 0.. {
+        let summary = eventually("it runs or is held", WAIT, async || {
+            let summary = fleet.client.summary(job).await;
+            let attempts = only_attempts(&fleet, job).await;
+            let runs = attempts.get(round).is_some_and(|attempt| attempt.started_ms.is_some());
+            (runs || summary.reason.contains("held")).then_some(summary)
+        })
+        .await;
+        if summary.reason.contains("held") {
+            break;
+        }
+        assert!(fallen.len() < 3, "it goes on to a fourth host: {fallen:?}");
+        let node = only_attempts(&fleet, job).await.pop().expect("it runs").node_name;
+        let number: usize = node.trim_start_matches("crowd-").parse().expect("one of ours");
+        fallen.insert(number);
+        // Its host dies and comes back, and takes nothing until somebody has looked at it.
+        crowd.kill(lives[number]).await;
+        let reason = String::from("it has died");
+        let request = v1::CordonRequest { selector: Some(muster_tests::fleet::selector(&node)), reason };
+        fleet.client.nodes.clone().cordon(request).await.expect("a cordon");
+        lives[number] = NODES + round;
+        let claim = Crowd::claim(number, room(4));
+        let boot_id = format!("boot-after-{round}");
+        let agent_start = u64::try_from(round).expect("few") + 2;
+        crowd.add_as(&fleet, muster_tests::crowd::Claim { boot_id, agent_start, ..claim });
+    }
+    assert_eq!(fallen.len(), 3, "{fallen:?}");
+}
