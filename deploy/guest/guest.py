@@ -55,8 +55,10 @@ def base_image():
 class Guest:
     """One guest. Use as a context manager: QEMU is ended and the disk removed on every way out."""
 
-    def __init__(self, results, customise):
-        """`customise(root)` puts files into the guest's root folder before its disk is made."""
+    def __init__(self, results, customise, extra=(), forward=""):
+        """`customise(root)` puts files into the guest's root folder before its disk is made. `extra` are more arguments of
+        QEMU, `forward` is what its user network forwards."""
+        self.extra, self.forward = list(extra), f",{forward}" if forward else ""
         self.console = Path(results) / "console.log"
         self.work = Path(tempfile.mkdtemp(prefix="muster-guest-"))
         self.customise = customise
@@ -117,7 +119,7 @@ class Guest:
             "-append", "console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=0 net.ifnames=0 "
             "panic=-1 mitigations=off tsc=reliable systemd.journald.forward_to_console=1",
             "-drive", f"file={self.disk},format=raw,if=virtio,file.locking=off",
-            "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0",
+            "-netdev", f"user,id=n0{self.forward}", "-device", "virtio-net-pci,netdev=n0", *self.extra,
         ]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=self.work)
         deadline = time.monotonic() + BOOT_SECONDS
