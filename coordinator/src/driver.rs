@@ -532,6 +532,7 @@ mod tests {
         Hello {
             boot_id: "boot".into(),
             agent_start: 1,
+            stream: 1,
             instance: "instance".into(),
             capacity: Resources { cpu_milli: 1_000, memory_bytes: 1 << 30, disk_bytes: 1 << 30 },
             labels: Default::default(),

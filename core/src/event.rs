@@ -363,6 +363,9 @@ pub struct Hello {
     pub boot_id: String,
     /// Grows at each start of the agent: what an older one was sent and does not hold was never started.
     pub agent_start: u64,
+    /// Counts the streams that this start of the agent has opened: what it held at an older one says nothing about
+    /// now. 0: its version does not count them.
+    pub stream: u64,
     /// Random per installation: with `boot_id` it tells a cloned disk from a restart.
     pub instance: String,
     /// What it has.

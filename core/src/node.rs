@@ -155,6 +155,8 @@ pub struct Node {
     pub record: NodeRecord,
     /// Its open stream.
     pub session: Option<SessionId>,
+    /// Which one that is, or was, by the agent's own count.
+    pub stream: u64,
     /// The coordinator's side of the lease: later than the host's side by the margin.
     pub lease_end: Timestamp,
     /// Last heard of.
@@ -182,6 +184,7 @@ impl Node {
         Self {
             record,
             session: None,
+            stream: 0,
             lease_end: now,
             heard: now,
             sample: HostSample { cpu_used_milli: None, memory_used_bytes: None, pressure_permille: None },

@@ -296,6 +296,7 @@ impl World {
         let hello = Hello {
             boot_id: words.text("boot", "boot-1"),
             agent_start: words.number("start", 1),
+            stream: words.number("stream", 0),
             instance: name.into(),
             capacity: Resources {
                 cpu_milli: words.number("cpu", 1) * 1_000,

@@ -90,6 +90,7 @@ fn join(fleet: &mut Fleet, number: u64, now: Timestamp, running: &mut Vec<(u64, 
     let hello = Hello {
         boot_id: "boot".into(),
         agent_start: 1,
+        stream: 1,
         instance: "instance".into(),
         capacity: Resources { cpu_milli: 1_000, memory_bytes: 1 << 30, disk_bytes: 1 << 30 },
         labels: BTreeMap::new(),

@@ -200,6 +200,7 @@ impl SimHost {
         Hello {
             boot_id: self.boot_id(),
             agent_start: self.agent_start,
+            stream: u64::from(self.streams_since_start),
             instance: self.instance.clone(),
             capacity: self.capacity,
             labels: BTreeMap::new(),

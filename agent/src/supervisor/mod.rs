@@ -102,6 +102,8 @@ pub struct Supervisor {
     ends_gathered: usize,
     connect_at: Option<Instant>,
     addresses: Addresses,
+    /// Streams that were opened.
+    streams: u64,
     reconnect: Reconnect,
     renew_at: Instant,
     upload: Option<Upload>,
@@ -162,6 +164,7 @@ impl Supervisor {
             host_sampler: HostSampler::new("/proc".into(), state.root().to_owned(), slice),
             attempt_reader: AttemptReader::new("/proc".into()),
             renew_at: Instant::now() + identity.certificate.renew_in(),
+            streams: 0,
             addresses: Addresses::new(all_addresses(&config.coordinators, &identity.certificate.coordinators)),
             config,
             state,

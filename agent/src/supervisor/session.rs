@@ -94,11 +94,13 @@ impl Supervisor {
                 return;
             }
         };
+        self.streams += 1;
         let hello = v1::Hello {
             protocol_version: PROTOCOL_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: facts.boot_id.clone(),
             agent_start: self.state.agent_start(),
+            stream: self.streams,
             capacity: Some(self.config.capacity.into()),
             labels: self.config.labels.clone().into_iter().collect(),
             fences: facts.fences.clone(),

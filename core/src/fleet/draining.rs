@@ -195,7 +195,16 @@ impl Fleet {
             let sentence = format!("nothing heard for {}: its provider is told to end it", now.since(node.heard));
             record(out, now, Subject::Node(id), "given_back", sentence, None);
             self.pause_after_brake(now, out);
+            self.close_session(id, "the provider was told to end this host", out);
             self.delete_host_of(id, now, out);
+        }
+    }
+
+    /// Should it speak all the same, it says hello first.
+    fn close_session(&mut self, id: NodeId, reason: &str, out: &mut Output) {
+        let session = self.nodes.get_mut(&id).and_then(|node| node.session.take());
+        if let Some(session) = session {
+            out.effects.push(Effect::CloseSession { node: id, session, reason: String::from(reason) });
         }
     }
 

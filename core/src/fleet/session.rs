@@ -61,6 +61,10 @@ impl Fleet {
         }
         let id = self.meta.next_node;
         self.meta.next_node = id.next();
+        if let Some(host) = host.filter(|host| *host >= self.meta.next_host) {
+            // Asked for by writes that the store has lost: its number is not given out again.
+            self.meta.next_host = host.next();
+        }
         record(out, now, Subject::Node(id), "enrolled", format!("`{name}` joined pool `{pool}`"), None);
         self.names.insert(name.clone(), id);
         self.nodes.insert(id, Node::new(new_record(name, pool, host, key, now), now));
@@ -89,9 +93,8 @@ impl Fleet {
             return;
         }
         let is_same_host = node.record.boot_id == hello.boot_id && node.record.instance == hello.instance;
-        if is_same_host && hello.agent_start < node.record.agent_start {
-            // Late from a stream of an agent that has died since: what it held then says nothing about now.
-            let reason = String::from("a newer agent of this host has spoken since");
+        if is_same_host && is_late(node, &hello) {
+            let reason = String::from("a newer agent of this host, or a newer stream of it, has spoken since");
             out.effects.push(Effect::CloseSession { node: id, session, reason });
             return;
         }
@@ -178,6 +181,7 @@ impl Fleet {
             record.idle_since = Some(now);
         }
         node.session = Some(session);
+        node.stream = hello.stream;
         node.heard = now;
         node.lease_end = lease::ended_here(now);
         let lease_end = node.lease_end;
@@ -452,6 +456,13 @@ impl Fleet {
         }
         self.reindex(id);
     }
+}
+
+/// From a stream of an agent that has died since, or that has opened another since: what it held then says nothing
+/// about now.
+const fn is_late(node: &Node, hello: &Hello) -> bool {
+    hello.agent_start < node.record.agent_start
+        || (hello.agent_start == node.record.agent_start && hello.stream > 0 && hello.stream < node.stream)
 }
 
 /// A cloned disk or a copied key: another machine speaks as this node while the first still does.

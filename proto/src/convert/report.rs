@@ -35,6 +35,7 @@ pub fn hello(wire: &v1::Hello) -> Checked<Hello> {
     Ok(Hello {
         boot_id: text("hello.boot_id", &wire.boot_id, limits::NAME_LEN_MAX)?,
         agent_start: wire.agent_start,
+        stream: wire.stream,
         instance: text("hello.instance", &wire.instance, limits::NAME_LEN_MAX)?,
         capacity,
         labels: labels("hello.labels", &wire.labels)?,
