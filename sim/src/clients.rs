@@ -328,6 +328,20 @@ impl World {
                 Event::RemoveNode { request, node, force, actor, reason: "broken".into() }
             }
             31 => return self.set_pools(member),
+            32 => {
+                // It is to go, and was set aside before.
+                let request = self.request(Asked::Other, None);
+                self.tell(member, Event::Cordon { request, node, actor: actor.clone(), reason: "old".into() })?;
+                let order = DrainOrder {
+                    deadline: None,
+                    then: DrainThen::Delete,
+                    refusable: false,
+                    actor,
+                    reason: "old".into(),
+                };
+                let request = self.request(Asked::Drain { node }, None);
+                Event::Drain { request, node, order }
+            }
             _nothing => return Ok(()),
         };
         self.tell(member, event)

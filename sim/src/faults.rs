@@ -103,6 +103,11 @@ impl World {
                     return self.provider_tells(event);
                 }
             }
+            Fault::MachineDies => {
+                if let Some((_, request)) = self.some_machine() {
+                    self.machine_dies(request);
+                }
+            }
             Fault::StoreLosesWrites => self.lose_writes(),
             Fault::CoordinatorDies
             | Fault::CoordinatorPaused
@@ -119,6 +124,9 @@ impl World {
             | Fault::PausedAfterCommit
             | Fault::CreateFails
             | Fault::NeverJoins
+            | Fault::BootsLate
+            | Fault::CreateLies
+            | Fault::OldAgent
             | Fault::DeleteFails
             | Fault::ProviderSilent => {}
         }

@@ -57,6 +57,8 @@ pub struct SimHost {
     pub agent_start: u64,
     /// On disk.
     pub closed_for: Option<Revision>,
+    /// Its agent is of an older version.
+    pub is_old: bool,
     /// On disk: it was released, and stays down.
     pub left: bool,
     /// The last that a leader said it had committed.
@@ -122,6 +124,7 @@ impl SimHost {
             agent: None,
             agent_start: 0,
             closed_for: None,
+            is_old: false,
             left: false,
             seen: Seen::default(),
             seen_on_disk: (Seen::default(), Timestamp(0)),
@@ -200,20 +203,20 @@ impl SimHost {
         Hello {
             boot_id: self.boot_id(),
             agent_start: self.agent_start,
-            stream: u64::from(self.streams_since_start),
+            stream: if self.is_old { 0 } else { u64::from(self.streams_since_start) },
             instance: self.instance.clone(),
             capacity: self.capacity,
             labels: BTreeMap::new(),
             fences: std::iter::once("lease.timer".to_owned()).collect(),
             held,
             closed_for_drain: self.agent.as_ref().and_then(Host::closed_for).unwrap_or_default(),
-            version: "simulated".into(),
+            version: if self.is_old { "older" } else { "simulated" }.into(),
         }
     }
 
     /// A leader said what it has committed; on disk at once when it is another leader, else now and then.
     pub fn note_seen(&mut self, told: Seen, now: Timestamp) {
-        if told <= self.seen {
+        if told <= self.seen || self.is_old {
             return;
         }
         let (noted, at) = self.seen_on_disk;
@@ -243,11 +246,13 @@ impl SimHost {
 impl World {
     /// A new agent process: it knows only what the disk and the spawner tell.
     pub(crate) fn start_agent(&mut self, host: usize) -> Result<(), Violation> {
+        let is_old = self.occurs(Fault::OldAgent, 60);
         let known = &mut self.hosts[host];
         if known.agent.is_some() || known.left || known.is_gone {
             return Ok(());
         }
         known.agent_start += 1;
+        known.is_old = is_old;
         known.agent = Some(Host::new(known.capacity, known.closed_for));
         known.orders.clear();
         known.seen = known.seen_on_disk.0;
@@ -354,6 +359,8 @@ impl World {
             }
             HostEffect::Seal { attempt } => {
                 let output_lost = self.hosts[host].disk_full > self.now;
+                self.truth.sealed(attempt, output_lost);
+                self.count("output", if output_lost { "lost" } else { "kept" });
                 let at = self.disk(host);
                 let event = HostEvent::Sealed { attempt, output_lost };
                 self.at(at, Action::ToAgent { host, agent_start, event });

@@ -216,7 +216,8 @@ impl World {
         known.streams_since_start += 1;
         known.is_welcome = false;
         known.answered = self.now;
-        let (hello, seen) = (known.hello(), known.seen);
+        let seen = if known.is_old { Seen::default() } else { known.seen };
+        let hello = known.hello();
         self.say(host, Report::Hello(Box::new(hello), seen));
         self.at(self.now + SILENCE, Action::WelcomeDue { host, session });
     }
@@ -232,7 +233,7 @@ impl World {
         if let Report::Ended(attempt, _, end) = &report
             && **end != STRAY
         {
-            self.truth.check_reported_end(*attempt, host)?;
+            self.truth.check_reported_end(*attempt, host, end)?;
         }
         if matches!(report, Report::Hello(..)) && self.is_stale_hello(host, session) {
             return Ok(());
@@ -260,11 +261,16 @@ impl World {
         self.tell(member, event)
     }
 
-    /// A hello that arrives after the same agent's next one: hellos carry no number of their stream, so the
-    /// rules could not tell which is newer. Not played.
-    fn is_stale_hello(&self, host: usize, session: SessionId) -> bool {
+    /// A hello that arrives after the same agent's next one. An agent of an older version does not number its
+    /// streams, so the rules could not tell which is newer: not played.
+    fn is_stale_hello(&mut self, host: usize, session: SessionId) -> bool {
         let known = &self.hosts[host];
-        known.agent.is_some() && known.session != Some(session) && known.streams_since_start > 1
+        let is_stale = known.agent.is_some() && known.session != Some(session) && known.streams_since_start > 1;
+        if is_stale && !known.is_old {
+            self.count("hello", "late, of the same agent");
+            return false;
+        }
+        is_stale
     }
 
     /// The coordinator's end closes.

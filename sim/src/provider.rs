@@ -34,15 +34,22 @@ impl World {
             return;
         }
         self.provider.machines.insert(host, Machine::Making);
-        if self.occurs(Fault::CreateFails, 100) {
-            self.provider.machines.insert(host, Machine::Ended);
+        let lies = self.occurs(Fault::CreateLies, 30);
+        if lies || self.occurs(Fault::CreateFails, 100) {
+            if lies {
+                self.after(1_000, 40_000, Action::HostMade { pool: pool.clone(), host });
+            } else {
+                self.provider.machines.insert(host, Machine::Ended);
+            }
             let event = Box::new(Event::HostFailed { pool, host, reason: "no machine left".into() });
             self.after(500, 10_000, Action::ProviderTells { event });
             return;
         }
-        if !self.occurs(Fault::NeverJoins, 80) {
-            self.after(1_000, 40_000, Action::HostMade { pool, host });
+        if self.occurs(Fault::NeverJoins, 80) {
+            return;
         }
+        let (soon, late) = if self.occurs(Fault::BootsLate, 60) { (50_000, 120_000) } else { (1_000, 40_000) };
+        self.after(soon, late, Action::HostMade { pool, host });
     }
 
     pub(crate) fn host_made(&mut self, pool: PoolName, request: HostRequestId) {
@@ -85,6 +92,13 @@ impl World {
         self.kill_agent(host);
         self.kill_spawner(host);
         self.hosts[host].is_gone = true;
+    }
+
+    /// As a spot instance that is taken: nobody is told.
+    pub(crate) fn machine_dies(&mut self, request: HostRequestId) {
+        if let Some(Machine::Made(host)) = self.provider.machines.get(&request).copied() {
+            self.switch_off(host);
+        }
     }
 
     /// Until a coordinator takes it.

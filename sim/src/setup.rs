@@ -161,6 +161,14 @@ faults! {
     NeverJoins, "never-joins", 0;
     /// The provider cannot delete a host.
     DeleteFails, "delete-fails", 0;
+    /// A host that was made joins only after its boot deadline.
+    BootsLate, "boots-late", 0;
+    /// The provider says that it cannot make a host, and makes it.
+    CreateLies, "create-lies", 0;
+    /// A host that a provider made is no more, and the provider does not say so.
+    MachineDies, "machine-dies", 4;
+    /// An agent of an older version, which tells less.
+    OldAgent, "old-agent", 0;
     /// The provider does not answer.
     ProviderSilent, "provider-silent", 0;
     /// The provider says that a living host is gone.

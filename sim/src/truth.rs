@@ -13,7 +13,7 @@ use muster_core::{
     event::Event,
     fleet::{Fleet, Output},
     host::{StartOrder, Verdict},
-    ids::{AttemptId, HostRequestId, JobId, NodeId, TaskIndex},
+    ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, TaskIndex},
     lease, limits,
     node::{Duty, Liveness, NodeRecord},
     pool::{Host, PoolRecord},
@@ -57,6 +57,8 @@ fn broken(promise: &'static str, detail: String) -> Result<(), Violation> {
 /// What is known of one attempt.
 #[derive(Debug, Default)]
 struct Attempt {
+    /// It was stored.
+    placed: bool,
     /// An agent gave it to its spawner.
     handed: bool,
     /// User code runs there: on one host, unless its number was given out again after a loss.
@@ -66,6 +68,8 @@ struct Attempt {
     over: Option<(usize, Verdict)>,
     /// Its spawner died before it was told to forget it.
     forgotten: bool,
+    /// What it left was looked at, and was kept.
+    output_kept: Option<bool>,
     /// The end that was stored.
     stored: Option<End>,
     withdrawn: bool,
@@ -132,6 +136,12 @@ pub struct Truth {
     brake_until: Timestamp,
     /// As stored before this batch.
     before: BTreeMap<NodeId, (Liveness, Duty)>,
+    /// Attempts of this batch that were told to stop in an earlier one.
+    stopping: BTreeSet<AttemptId>,
+    /// Hosts that were asked for and that no provider has said to be gone.
+    requested: BTreeSet<(PoolName, HostRequestId)>,
+    /// Those of which it says so in this batch.
+    going: Vec<(PoolName, HostRequestId)>,
     /// Commits that the store has lost, and no operator has accepted that.
     lost: BTreeSet<Seen>,
     /// A host has told this leader of one of them.
@@ -170,6 +180,7 @@ impl Truth {
         self.doubtful.extend(&lost.jobs);
         self.lost.extend(lost.commits);
         self.accepted.retain(|job| store.job(*job).is_some());
+        self.requested.retain(|(pool, host)| store.pool(pool).is_some_and(|row| row.hosts.contains_key(host)));
         // A brake may have gone with them; the next leader counts anew.
         self.brake_until = Timestamp(0);
         self.told_of_loss = false;
@@ -188,6 +199,7 @@ impl Truth {
     /// What the batch before this one heard has been judged, or is lost with it.
     pub fn begin(&mut self, fleet: &Fleet) {
         (self.telling, self.accepting) = (false, false);
+        self.going.clear();
         self.knew_of_loss = fleet.meta().loss.is_some();
     }
 
@@ -200,6 +212,9 @@ impl Truth {
             Event::Retry { job, .. } => {
                 self.retried.insert(*job);
                 self.ever_retried.insert(*job);
+            }
+            Event::HostGone { pool, host } | Event::HostFailed { pool, host, .. } => {
+                self.going.push((pool.clone(), *host));
             }
             Event::HostSaw { seen, .. } => self.telling |= self.lost.contains(seen),
             Event::AcceptLoss { .. } => self.accepting = true,
@@ -310,12 +325,26 @@ impl Truth {
     }
 
     /// A host says that an attempt of its own is over.
-    pub fn check_reported_end(&self, attempt: AttemptId, host: usize) -> Result<(), Violation> {
+    pub fn check_reported_end(&self, attempt: AttemptId, host: usize, end: &End) -> Result<(), Violation> {
         let known = self.attempts.get(&attempt);
         if known.is_some_and(|known| known.running.iter().any(|(there, _)| *there == host)) {
             return broken("FL-5", format!("attempt {attempt} was reported ended and runs on host {host}"));
         }
-        Ok(())
+        match known.and_then(|known| known.output_kept) {
+            _any if self.is_doubtful(attempt.job) => Ok(()),
+            None => broken("FL-10", format!("attempt {attempt} was reported ended before its output was kept")),
+            Some(false) if *end == End::Succeeded => {
+                broken("FL-10", format!("attempt {attempt} succeeded, and nobody says that its output is lost"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The agent has taken what an attempt left, or could not.
+    pub fn sealed(&mut self, attempt: AttemptId, output_lost: bool) {
+        // An agent that died after it had taken it may have said so already.
+        let known = self.attempts.entry(attempt).or_default();
+        known.output_kept = Some(known.output_kept.unwrap_or_default() || !output_lost);
     }
 
     /// A client has its answer: what it says must be on disk.
@@ -366,7 +395,11 @@ impl Truth {
                 coverage.edge("hold", row.hold.name(), node.hold.name());
             }
         }
+        self.stopping.clear();
         for (id, record) in &out.touched.attempts {
+            if store.attempt(*id).is_some_and(|row| row.stopping.is_some()) {
+                self.stopping.insert(*id);
+            }
             let from = store.attempt(*id).map_or("new", phase);
             coverage.edge("attempt", from, phase(record));
             if let Some(end) = &record.ended {
@@ -408,14 +441,14 @@ impl Truth {
                 return broken("FL-14", format!("{:?} was {} without a reason", entry.subject, entry.kind));
             }
         }
+        for id in &out.touched.withdrawn {
+            self.check_withdrawn(fleet, *id)?;
+        }
         for (id, record) in &out.touched.attempts {
             self.check_attempt(fleet, *id, record, time)?;
         }
         for job in std::mem::take(&mut self.retried) {
             self.forget_budgets(fleet, job);
-        }
-        for id in &out.touched.withdrawn {
-            self.check_withdrawn(fleet, *id)?;
         }
         for id in &out.touched.nodes {
             if let Some(node) = fleet.node(*id) {
@@ -423,6 +456,7 @@ impl Truth {
             }
         }
         self.check_loss(fleet, out, store)?;
+        self.check_pools(fleet, out)?;
         for effect in &out.effects {
             self.check_effect(fleet, effect, store)?;
             // What was answered was heard: not a copy that was turned away, nor what a leader of old took in.
@@ -470,9 +504,18 @@ impl Truth {
         if known.withdrawn {
             return broken("FL-2", format!("attempt {id} was taken back and is stored again"));
         }
-        if let Some((since, StopReason::Drained)) = record.stopping
+        let goes_on = (1..id.number.get()).filter_map(std::num::NonZeroU32::new).find(|number| {
+            let earlier = self.attempts.get(&AttemptId { number: *number, ..id });
+            earlier.is_some_and(|known| known.placed && known.stored.is_none() && !known.withdrawn)
+        });
+        if let Some(number) = goes_on {
+            return broken("FL-9", format!("attempt {id} was placed while attempt {number} of its task has no end"));
+        }
+        let known = self.attempts.entry(id).or_default();
+        known.placed = true;
+        if let Some((_, StopReason::Drained)) = record.stopping
             && record.ended.is_none()
-            && since == time
+            && !self.stopping.contains(&id)
         {
             check_eviction(fleet, id, record, &job.spec, time)?;
         }
@@ -647,6 +690,25 @@ impl Truth {
         }
     }
 
+    /// FL-11: counted by what was asked and what providers said, not by the pool's own record.
+    fn check_pools(&mut self, fleet: &Fleet, out: &Output) -> Result<(), Violation> {
+        for gone in self.going.drain(..) {
+            self.requested.remove(&gone);
+        }
+        for effect in &out.effects {
+            let Effect::CreateHost { pool, host, .. } = effect else { continue };
+            if !self.requested.insert((pool.clone(), *host)) {
+                continue;
+            }
+            let count = self.requested.iter().filter(|(name, _)| name == pool).count();
+            let max = fleet.pool(pool).map_or(0, |row| row.policy.max);
+            if count > max as usize {
+                return broken("FL-11", format!("pool {pool} has asked for {count} hosts, at most {max} may be"));
+            }
+        }
+        Ok(())
+    }
+
     /// A store that is behind is noticed as soon as a host tells of what is gone. Until somebody says so, nothing is
     /// placed or made, and nothing that runs is ended for being unknown.
     fn check_loss(&mut self, fleet: &Fleet, out: &Output, store: &Store) -> Result<(), Violation> {
@@ -688,6 +750,11 @@ impl Truth {
                 if record.state() != "ready" {
                     return broken("FL-7", format!("work is sent to {}, which is {}", record.name, record.state()));
                 }
+                let pool = fleet.pool(&record.pool);
+                let host = record.host.and_then(|host| pool.and_then(|pool| pool.hosts.get(&host)));
+                if matches!(host, Some(Host::Deleting { .. })) {
+                    return broken("FL-7", format!("work is sent to {}, whose host is being deleted", record.name));
+                }
                 for (attempt, epoch) in attempts {
                     let stored = store.attempt(*attempt);
                     if stored.is_none_or(|row| row.node != *node || row.term != epoch.term) {
@@ -709,6 +776,14 @@ impl Truth {
                     }
                 }
                 Ok(())
+            }
+            Effect::DeleteHost { pool, host, .. } => {
+                let is_its = |node: &NodeRecord| node.host == Some(*host) && node.pool == *pool;
+                let mut nodes = fleet.nodes().filter(|(_, node)| is_its(node));
+                match nodes.find(|(id, _)| fleet.attempts_on(*id).next().is_some()) {
+                    Some((_, node)) => broken("FL-7", format!("the host of {} is deleted, and has work", node.name)),
+                    None => Ok(()),
+                }
             }
             Effect::CreateHost { pool, host, .. } => match store.pool(pool) {
                 Some(row) if row.hosts.contains_key(host) => Ok(()),
