@@ -119,8 +119,6 @@ pub struct Need {
     pub window: Millis,
     /// When `recent` may fall.
     pub recent_until: Option<Timestamp>,
-    /// By how much it may rise before a host that is asked for now is there.
-    pub rise: u32,
     /// What its pattern of day and week says for the time until then.
     pub pattern: u32,
 }
@@ -129,7 +127,7 @@ impl Need {
     /// Hosts that should be there.
     #[must_use]
     pub fn target(&self) -> u32 {
-        self.now.saturating_add(self.rise).max(self.recent).max(self.pattern)
+        self.now.max(self.recent).max(self.pattern)
     }
 }
 

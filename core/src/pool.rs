@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     autoscale::{
         PoolView, Readings,
-        demand::{BootTimes, Recent},
+        demand::{BootTimes, Memory, Runs},
         waits::Waits,
     },
     ids::{HostRequestId, NodeId},
@@ -156,8 +156,10 @@ pub struct Pool {
     pub breached_since: Vec<Option<Timestamp>>,
     /// For each condition for fewer, since when it holds.
     pub below_since: Vec<Option<Timestamp>>,
-    /// The most hosts that were needed lately.
-    pub recent: Recent,
+    /// What was needed lately.
+    pub memory: Memory,
+    /// How long its tasks run.
+    pub runs: Runs,
     /// How long its tasks waited.
     pub waits: Waits,
     /// Why its provider gives no answer; none: it does, or was not asked.
@@ -176,7 +178,8 @@ impl Pool {
             record,
             breached_since: Vec::new(),
             below_since: Vec::new(),
-            recent: Recent::default(),
+            memory: Memory::default(),
+            runs: Runs::default(),
             waits: Waits::default(),
             provider_trouble: None,
             next_look: Timestamp(0),

@@ -2,6 +2,7 @@
 //! minutes, how fast it has risen, and its pattern over day and week.
 
 use alloc::{collections::VecDeque, vec::Vec};
+use core::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
@@ -65,13 +66,161 @@ impl Recent {
         self.steps.push_back((need, now));
     }
 
-    /// The most within the window, and when that may fall.
-    pub fn most(&mut self, window: Millis, now: Timestamp) -> (u32, Option<Timestamp>) {
+    /// The most within a window, and when that may fall.
+    #[must_use]
+    pub fn most(&self, window: Millis, now: Timestamp) -> (u32, Option<Timestamp>) {
+        let last = self.steps.len().saturating_sub(1);
+        let at = self.steps.partition_point(|(_, until)| *until + window <= now).min(last);
+        let Some((need, until)) = self.steps.get(at) else { return (0, None) };
+        (*need, (at < last).then(|| *until + window))
+    }
+
+    /// Nobody will ask for what is older than this.
+    fn forget(&mut self, window: Millis, now: Timestamp) {
         while self.steps.len() > 1 && self.steps.front().is_some_and(|(_, until)| *until + window <= now) {
             self.steps.pop_front();
         }
-        let falls = (self.steps.len() > 1).then(|| self.steps.front().map(|(_, until)| *until + window)).flatten();
-        (self.steps.front().map_or(0, |(need, _)| *need), falls)
+    }
+}
+
+/// How long a need is remembered, in tenths of a boot time: one of these.
+const WINDOWS: [u64; 14] = [10, 15, 20, 30, 40, 50, 60, 80, 100, 120, 160, 240, 320, 480];
+const TENTHS: u64 = 10;
+/// The window until costs are known; a longer one must be cheap beside foresight too.
+const WINDOW_FIRST: usize = 4;
+/// Costs are known when so many boot times were seen.
+const BOOTS_SEEN: u64 = 20;
+/// A window may cost so many hundredths of what the cheapest would.
+const OF_CHEAPEST: u64 = 130;
+/// A longer window than the first may cost so many hundredths of what foresight would.
+const OF_FORESIGHT: u64 = 135;
+/// In a boot time this part of what is known of costs is forgotten: they are those of the last hours.
+const FORGOTTEN: u64 = 256;
+
+/// What it would have cost to remember needs for each of several times, and which is therefore done.
+///
+/// A short memory boots the same hosts again and again, and tasks wait meanwhile; a long one keeps hosts that
+/// nobody needs. Which costs more depends on the work, so each is played along with, in host time: what was
+/// kept, and the boots. With a window of one boot time what is kept costs what foresight pays: of each gap the
+/// boot, or the gap if it is shorter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    recent: Recent,
+    /// Host-milliseconds, by window.
+    costs: [u64; WINDOWS.len()],
+    kept: [u32; WINDOWS.len()],
+    since: Option<Timestamp>,
+    seen: u64,
+    turned: Timestamp,
+    chosen: Option<usize>,
+}
+
+impl Memory {
+    /// So many hosts are needed from now on.
+    pub fn note(&mut self, need: u32, boot: Millis, now: Timestamp) {
+        self.recent.note(need, now);
+        let passed = self.since.map_or(0, |since| now.since(since).0);
+        self.since = Some(now);
+        self.seen = self.seen.saturating_add(passed);
+        for (at, ((tenths, cost), kept)) in WINDOWS.iter().zip(&mut self.costs).zip(&mut self.kept).enumerate() {
+            let (most, _) = self.recent.most(span(*tenths, boot), now);
+            let boots = if at == 0 { 0 } else { u64::from(most.saturating_sub(*kept)) * boot.0 };
+            *cost = cost.saturating_add(u64::from(*kept) * passed + boots);
+            *kept = most;
+        }
+        let longest = WINDOWS.last().copied().unwrap_or_default();
+        self.recent.forget(span(longest, boot), now);
+        let turns = now.since(self.turned).0 / boot.0.max(1);
+        if turns > 0 {
+            self.turned = now;
+            self.choose(turns, boot);
+        }
+    }
+
+    fn choose(&mut self, turns: u64, boot: Millis) {
+        for cost in &mut self.costs {
+            *cost -= *cost * turns.min(FORGOTTEN / 2) / FORGOTTEN;
+        }
+        let [foresight, windows @ ..] = &self.costs;
+        let Some(cheapest) = windows.iter().min().filter(|_| self.seen >= boot.0 * BOOTS_SEEN && *foresight > 0) else {
+            return;
+        };
+        let allowed = |at: &usize| {
+            let cost = self.costs.get(*at).copied().unwrap_or(u64::MAX);
+            let is_cheap = *at <= WINDOW_FIRST || cost <= foresight * OF_FORESIGHT / 100;
+            cost <= cheapest * OF_CHEAPEST / 100 && is_cheap
+        };
+        let best = (1..WINDOWS.len()).rev().find(allowed).unwrap_or(1);
+        let now = self.chosen.unwrap_or(WINDOW_FIRST);
+        // A step at a time: what was needed is not forgotten all at once.
+        self.chosen = Some(match best.cmp(&now) {
+            Ordering::Greater => now + 1,
+            Ordering::Equal => now,
+            Ordering::Less => now - 1,
+        });
+    }
+
+    /// How long a need is remembered now.
+    #[must_use]
+    pub fn window(&self, boot: Millis) -> Millis {
+        span(WINDOWS.get(self.chosen.unwrap_or(WINDOW_FIRST)).copied().unwrap_or(TENTHS), boot)
+    }
+
+    /// The most that was needed within that time, and when it may fall.
+    #[must_use]
+    pub fn most(&self, boot: Millis, now: Timestamp) -> (u32, Option<Timestamp>) {
+        self.recent.most(self.window(boot), now)
+    }
+}
+
+const fn span(tenths: u64, boot: Millis) -> Millis {
+    Millis(boot.0 * tenths / TENTHS)
+}
+
+/// How long a pool's tasks run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    mean_us: u64,
+    ended: u64,
+    /// The first of them started then.
+    first: Option<Timestamp>,
+}
+
+impl Runs {
+    /// Of so many tasks the mean is made.
+    const KEPT: u64 = 512;
+    /// Of tasks that have not ended by this time after the first start, it is known that they are no short ones.
+    const LEARNED: Millis = Millis::from_secs(5);
+
+    /// A task has started.
+    pub fn started(&mut self, now: Timestamp) {
+        self.first.get_or_insert(now);
+    }
+
+    /// A task has run this long.
+    pub fn ended(&mut self, ran: Millis) {
+        self.ended = (self.ended + 1).min(Self::KEPT);
+        let ran = ran.0.saturating_mul(1_000);
+        let part = self.mean_us.abs_diff(ran) / self.ended;
+        self.mean_us = if ran > self.mean_us { self.mean_us + part } else { self.mean_us - part };
+    }
+
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn is_unknown(&self, now: Timestamp) -> bool {
+        self.ended == 0 && self.first.is_none_or(|first| now.since(first) < Self::LEARNED)
+    }
+
+    /// So many waiting tasks need a place of their own each, when a host takes `boot` to come: those that
+    /// run for longer all of them, of shorter ones as many as run in that time one after the other.
+    #[must_use]
+    pub fn places(&self, tasks: u64, boot: Millis) -> u64 {
+        let (mean, horizon) = (self.mean_us, boot.0.saturating_mul(1_000));
+        if self.ended == 0 || mean >= horizon {
+            return tasks;
+        }
+        let places = (u128::from(tasks) * u128::from(mean)).div_ceil(u128::from(horizon));
+        u64::try_from(places).unwrap_or(tasks).max(u64::from(tasks > 0))
     }
 }
 
@@ -94,6 +243,47 @@ mod tests {
         recent.note(1, at(100));
         assert_eq!(recent.most(window, at(159)), (4, Some(at(160))));
         assert_eq!(recent.most(window, at(160)), (1, None));
+    }
+
+    /// Needs of one host, on for some seconds and off for others, and the window that comes of it.
+    fn window_of(on: u64, off: u64) -> Millis {
+        let boot = Millis::from_secs(50);
+        let mut memory = Memory::default();
+        let mut now = Timestamp(1_000_000);
+        for _ in 0..400 {
+            memory.note(1, boot, now);
+            now = now + Millis::from_secs(on);
+            memory.note(0, boot, now);
+            for _ in 0..off.div_ceil(10) {
+                now = now + Millis::from_secs(10);
+                memory.note(0, boot, now);
+            }
+        }
+        memory.window(boot)
+    }
+
+    #[test]
+    fn a_need_is_remembered_as_long_as_that_is_cheap() {
+        let first = Memory::default().window(Millis::from_secs(50));
+        assert_eq!(first, Millis::from_secs(200));
+        assert!(window_of(5, 1_800) < first, "nothing comes back within minutes: {}", window_of(5, 1_800));
+        assert!(window_of(3_600, 900) > first, "it costs little beside the work: {}", window_of(3_600, 900));
+    }
+
+    #[test]
+    fn short_tasks_share_the_place_that_a_host_brings() {
+        let boot = Millis::from_secs(50);
+        let mut runs = Runs::default();
+        let now = Timestamp(1_000_000);
+        assert!(runs.is_unknown(now));
+        runs.started(now);
+        assert!(runs.is_unknown(now) && !runs.is_unknown(now + Millis::from_secs(5)));
+        runs.ended(Millis::from_secs(1));
+        assert_eq!((runs.places(100, boot), runs.places(1, boot), runs.places(0, boot)), (2, 1, 0));
+        for _ in 0..9 {
+            runs.ended(Millis::from_secs(1_000));
+        }
+        assert_eq!(runs.places(100, boot), 100);
     }
 
     #[test]

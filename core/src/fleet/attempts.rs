@@ -43,6 +43,7 @@ impl Fleet {
         node.record.faults = 0;
         if let (Some(pool), Some(job)) = (self.pools.get_mut(&node.record.pool), self.jobs.get(&id.job)) {
             pool.waits.note(now.since(job.submitted), now);
+            pool.runs.started(now);
         }
     }
 
@@ -91,7 +92,11 @@ impl Fleet {
         let started = self.attempts.get(&id).and_then(|attempt| attempt.record.started);
         if let (Some(started), Some(node)) = (started, self.nodes.get_mut(&node)) {
             // Start and end may have been told together: only the host knows how far apart they were.
-            node.mean_task = Some(moving_mean(node.mean_task, wall.unwrap_or_else(|| now.since(started))));
+            let ran = wall.unwrap_or_else(|| now.since(started));
+            node.mean_task = Some(moving_mean(node.mean_task, ran));
+            if let Some(pool) = self.pools.get_mut(&node.record.pool) {
+                pool.runs.ended(ran);
+            }
         }
         if end.speaks_against_the_host() {
             self.blame_node(node, &end, now, out);

@@ -27,8 +27,8 @@ use crate::{
 
 /// Who drains for scale-in.
 pub(super) const SCALER: &str = "scaler";
-/// A need is remembered for so many boot times.
-const WINDOW_BOOTS: u64 = 4;
+/// Until it is known how long a pool's tasks run, the waiting ones ask for at most so many hosts.
+const FIRST_HOSTS: u64 = 10;
 
 /// A metric's sums over the nodes of a pool.
 #[derive(Clone, Copy, Debug, Default)]
@@ -272,21 +272,27 @@ pub(super) fn booting(hosts: &BTreeMap<HostRequestId, Host>) -> u32 {
 
 /// What runs and waits, and what has lately.
 fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Resources, now: Timestamp) -> Need {
+    let (runs, boot) = (pool.runs, view.boot);
+    let placed: Vec<Waiting> =
+        waiting.iter().map(|class| Waiting { tasks: runs.places(class.tasks, boot), ..*class }).collect();
     let per_host = |class: &Waiting| capacity.count_of(&class.request).max(1);
-    let queued: u64 = waiting.iter().map(|class| (class.tasks * u64::from(WHOLE)).div_ceil(per_host(class))).sum();
-    let whole = (u64::from(view.need.now) + queued).div_ceil(u64::from(WHOLE));
-    let need = u32::try_from(whole).unwrap_or(u32::MAX);
-    let missing = packing::pack(waiting, capacity, view.booting, limits::NODES_MAX as u64).new_hosts;
-    let window = Millis(view.boot.0 * WINDOW_BOOTS);
-    pool.recent.note(need, now);
-    let (recent, recent_until) = pool.recent.most(window, now);
+    let queued: u64 = placed.iter().map(|class| (class.tasks * u64::from(WHOLE)).div_ceil(per_host(class))).sum();
+    let mut need = (u64::from(view.need.now) + queued).div_ceil(u64::from(WHOLE));
+    let mut missing = packing::pack(&placed, capacity, view.booting, limits::NODES_MAX as u64).new_hosts;
+    if runs.is_unknown(now) {
+        // A thousand tasks of a moment each must not make a thousand hosts: the first few tell how long they run.
+        need = need.min(FIRST_HOSTS);
+        missing = missing.min(FIRST_HOSTS.saturating_sub(u64::from(view.booting)));
+    }
+    let now_needed = u32::try_from(need).unwrap_or(u32::MAX);
+    pool.memory.note(now_needed, boot, now);
+    let (recent, recent_until) = pool.memory.most(boot, now);
     Need {
-        now: need,
+        now: now_needed,
         missing: u32::try_from(missing).unwrap_or(u32::MAX),
         recent,
-        window,
+        window: pool.memory.window(boot),
         recent_until,
-        rise: 0,
         pattern: 0,
     }
 }
