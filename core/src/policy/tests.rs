@@ -152,9 +152,9 @@ proptest! {
 #[test]
 fn a_program_is_a_plain_name_and_for_exec_only() {
     let with = |provider: &str, program: &str| {
-        let host = serde_json::json!({"cpu": 1, "memory": "1G", "disk": "1G"});
+        let host = serde_json::json!({"cpu": 1, "memory": "1GiB", "disk": "1GiB"});
         let text =
-            serde_json::json!({"name": "batch", "provider": provider, "program": program, "max": 1, "host": host});
+            serde_json::json!({"name": "batch", "provider": provider, "program": program, "max": 1u32, "host": host});
         serde_json::from_value::<PoolPolicy>(text).map_err(|error| error.to_string())
     };
     let policy = with("exec", "qemu-2").unwrap();
