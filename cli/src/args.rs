@@ -244,6 +244,9 @@ pub struct Simulate {
     /// Jobs that bring down each host that they run on.
     #[arg(long, default_value_t = 5, value_name = "PERMILLE")]
     pub poison: u64,
+    /// Jobs that do not end by themselves: they are cancelled when all has healed.
+    #[arg(long, default_value_t = 10, value_name = "PERMILLE")]
+    pub endless: u64,
 }
 
 #[derive(Args, Debug)]

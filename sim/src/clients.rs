@@ -8,6 +8,7 @@ use muster_core::{
     effect::Reply,
     event::{DrainOrder, DrainThen, Event},
     ids::{Actor, JobId, NodeId, PoolName, RequestId},
+    job::JobRecord,
     node::{Duty, NodeRecord},
     policy::{Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
     resources::Resources,
@@ -21,6 +22,8 @@ use crate::{
     world::World,
 };
 
+/// The name of jobs that do not end by themselves.
+pub const ENDLESS: &str = "endless";
 /// The pool of hosts that join by themselves.
 pub const STATIC: &str = "batch";
 /// The pool that a provider makes hosts for.
@@ -177,8 +180,9 @@ impl World {
         };
         let poison = self.rng.chance(mix.poison);
         let limited = self.rng.chance(mix.limited);
+        let name = if self.rng.chance(mix.endless) { ENDLESS } else { "" };
         let spec = JobSpec {
-            name: String::new(),
+            name: name.into(),
             owner: Actor("client".into()),
             pool,
             priority: i32::try_from(self.rng.between(0, 3)).unwrap_or(0),
@@ -373,10 +377,13 @@ impl World {
             self.tell(member, Event::Uncordon { request, node, actor: operator(), reason: "healed".into() })?;
         }
         let Some(fleet) = self.members[member].fleet() else { return Ok(()) };
-        let held: Vec<JobId> = fleet.jobs().filter(|(_, job)| !job.held.is_empty()).map(|(id, _)| *id).collect();
-        for job in held {
+        // What was cancelled before is not cancelled again: that order is the fleet's to keep.
+        let is_over = |job: &JobRecord| job.finished.is_some() || job.cancelled_by.is_some();
+        let is_unwanted = |job: &JobRecord| !job.held.is_empty() || (job.spec.name == ENDLESS && !is_over(job));
+        let unwanted: Vec<JobId> = fleet.jobs().filter(|(_, job)| is_unwanted(job)).map(|(id, _)| *id).collect();
+        for job in unwanted {
             let request = self.request(Asked::Other, None);
-            let reason = "it is poison".into();
+            let reason = "it is poison, or does not end".into();
             self.tell(member, Event::Cancel { request, job, tasks: None, actor: operator(), reason })?;
         }
         self.set_pools(member)

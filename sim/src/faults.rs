@@ -123,6 +123,7 @@ impl World {
             | Fault::DiesBetweenEffects
             | Fault::PausedAfterCommit
             | Fault::CreateFails
+            | Fault::LateHello
             | Fault::NeverJoins
             | Fault::BootsLate
             | Fault::CreateLies

@@ -210,6 +210,11 @@ impl World {
             down_at: self.now,
         };
         self.network.streams.insert(session, stream);
+        if self.occurs(Fault::LateHello, 15)
+            && let Some(stream) = self.network.streams.get_mut(&session)
+        {
+            stream.up_at = self.now + SILENCE + Millis(8_000);
+        }
         let known = &mut self.hosts[host];
         known.session = Some(session);
         known.sequence = 0;

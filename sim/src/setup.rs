@@ -51,11 +51,13 @@ pub struct Mix {
     pub limited: u64,
     /// Bring down each host that they run on.
     pub poison: u64,
+    /// Do not end by themselves.
+    pub endless: u64,
 }
 
 impl Default for Mix {
     fn default() -> Self {
-        Self { at_most_once: 200, exclusive: 250, long: 120, limited: 100, poison: 5 }
+        Self { at_most_once: 200, exclusive: 250, long: 120, limited: 100, poison: 5, endless: 10 }
     }
 }
 
@@ -103,6 +105,8 @@ faults! {
     SwitchDies, "switch-dies", 8;
     /// Messages of a host take seconds.
     SlowNetwork, "slow-network", 30;
+    /// The first message of a stream arrives when its agent has given it up.
+    LateHello, "late-hello", 0;
     /// A message is lost, and its stream with it.
     MessageLost, "message-lost", 0;
     /// An order to start arrives twice.

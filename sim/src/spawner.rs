@@ -9,7 +9,7 @@ use muster_core::{
     time::Millis,
 };
 
-use crate::{agenda::Action, host::Sandbox, network::Report, truth::Violation, world::World};
+use crate::{agenda::Action, clients::ENDLESS, host::Sandbox, network::Report, truth::Violation, world::World};
 
 /// From the lease's end to the end of all that it covered, at most: less than the coordinator's margin for it.
 const FENCE_MS: u64 = 1_700;
@@ -65,13 +65,17 @@ impl World {
             self.bring_down(host);
             return;
         }
+        let spec = self.store.job(attempt.job).map(|job| &job.spec);
+        let limit = spec.and_then(|spec| spec.time_limit);
+        if limit.is_none() && spec.is_some_and(|spec| spec.name == ENDLESS) {
+            return;
+        }
         let mix = self.setup.mix;
         let span = Millis(if self.rng.chance(mix.long) {
             self.rng.between(5_000, 300_000)
         } else {
             self.rng.between(1, 3_000)
         });
-        let limit = self.store.job(attempt.job).and_then(|job| job.spec.time_limit);
         let verdict = match self.rng.between(0, 40) {
             0 | 1 => Verdict::Own(End::Exited(1)),
             2 => Verdict::Own(End::Signaled(11)),

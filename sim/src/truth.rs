@@ -8,14 +8,14 @@ use std::{
 };
 
 use muster_core::{
-    effect::{AttemptRecord, Effect, Reply, StopReason},
+    effect::{AttemptRecord, Effect, EndRecord, Reply, StopReason},
     end::{Blame, End},
     event::Event,
     fleet::{Fleet, Output},
     host::{StartOrder, Verdict},
     ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, TaskIndex},
     lease, limits,
-    node::{Duty, Liveness, NodeRecord},
+    node::{Duty, Hold, Liveness, NodeRecord},
     pool::{Host, PoolRecord},
     resources::Resources,
     spec::{Delivery, JobSpec, OnDrain},
@@ -84,6 +84,8 @@ struct Task {
     failed: u32,
     lost: u32,
     drained: u32,
+    /// Nodes that were lost, or their spawners, while it ran there.
+    brought_down: BTreeSet<NodeId>,
     /// Its one end.
     end: Option<String>,
 }
@@ -136,8 +138,14 @@ pub struct Truth {
     brake_until: Timestamp,
     /// As stored before this batch.
     before: BTreeMap<NodeId, (Liveness, Duty)>,
+    /// Nodes of this batch that cooled down.
+    cooling: BTreeSet<NodeId>,
     /// Attempts of this batch that were told to stop in an earlier one.
     stopping: BTreeSet<AttemptId>,
+    /// Those that had started.
+    started_before: BTreeSet<AttemptId>,
+    /// Faults of each node in a row, as far as they are surely in a row.
+    faults: BTreeMap<NodeId, u32>,
     /// Hosts that were asked for and that no provider has said to be gone.
     requested: BTreeSet<(PoolName, HostRequestId)>,
     /// Those of which it says so in this batch.
@@ -170,6 +178,7 @@ impl Truth {
         self.led = now;
         self.silences.clear();
         self.told_of_loss = false;
+        self.faults.clear();
         if jumped {
             self.brake_until = now;
         }
@@ -386,6 +395,7 @@ impl Truth {
         coverage: &mut Coverage,
     ) -> Result<(), Violation> {
         self.before.clear();
+        self.cooling.clear();
         for id in &out.touched.nodes {
             let Some(row) = store.node(*id) else { continue };
             self.before.insert(*id, (row.liveness, row.duty.clone()));
@@ -396,9 +406,16 @@ impl Truth {
             }
         }
         self.stopping.clear();
+        self.started_before.clear();
         for (id, record) in &out.touched.attempts {
             if store.attempt(*id).is_some_and(|row| row.stopping.is_some()) {
                 self.stopping.insert(*id);
+            }
+            if store.attempt(*id).is_some_and(|row| row.started.is_some()) {
+                self.started_before.insert(*id);
+            }
+            if store.node(record.node).is_some_and(|row| row.hold != Hold::None) {
+                self.cooling.insert(record.node);
             }
             let from = store.attempt(*id).map_or("new", phase);
             coverage.edge("attempt", from, phase(record));
@@ -446,7 +463,9 @@ impl Truth {
         }
         for (id, record) in &out.touched.attempts {
             self.check_attempt(fleet, *id, record, time)?;
+            self.check_presumed(*id, record, fleet, hosts)?;
         }
+        self.check_faults(fleet, out)?;
         for job in std::mem::take(&mut self.retried) {
             self.forget_budgets(fleet, job);
         }
@@ -458,7 +477,7 @@ impl Truth {
         self.check_loss(fleet, out, store)?;
         self.check_pools(fleet, out)?;
         for effect in &out.effects {
-            self.check_effect(fleet, effect, store)?;
+            self.check_effect(fleet, out, effect, store)?;
             // What was answered was heard: not a copy that was turned away, nor what a leader of old took in.
             if let Effect::Welcome { node, .. } | Effect::GrantLease { node, .. } = effect
                 && fleet.meta().term.0 == store.leader.term
@@ -477,6 +496,7 @@ impl Truth {
                 && record.end_of(task) != Some("succeeded")
             {
                 (known.failed, known.lost, known.drained, known.end) = (0, 0, 0, None);
+                known.brought_down.clear();
             }
         }
     }
@@ -536,11 +556,66 @@ impl Truth {
         if end.end == End::TimedOut && job.spec.time_limit.is_none() {
             return broken("FL-2", format!("attempt {id} timed out, and has no limit"));
         }
-        self.check_task_end(fleet, id, &end.end)
+        self.check_task_end(fleet, id, record, &end.end)
+    }
+
+    /// FL-6: what runs on under its spawner is adopted, also when its agent or its stream is a new one.
+    fn check_presumed(
+        &self,
+        id: AttemptId,
+        record: &AttemptRecord,
+        fleet: &Fleet,
+        hosts: &[SimHost],
+    ) -> Result<(), Violation> {
+        let Some(end) = record.ended.as_ref().filter(|end| end.presumed && end.end == End::SpawnerLost) else {
+            return Ok(());
+        };
+        let Some(node) = fleet.node(record.node).filter(|_| !self.is_doubtful(id.job)) else { return Ok(()) };
+        let runs = |(at, _): (usize, &SimHost)| self.busy.get(&at).is_some_and(|busy| busy.contains(&id));
+        if spokesmen(record.node, node, hosts).any(runs) {
+            return broken("FL-6", format!("attempt {id} is given up as {}, and runs on {}", end.end, node.name));
+        }
+        Ok(())
+    }
+
+    /// A host that fails one start after another is set aside: it must not eat the queue.
+    fn check_faults(&mut self, fleet: &Fleet, out: &Output) -> Result<(), Violation> {
+        let mut failed: BTreeMap<NodeId, u32> = BTreeMap::new();
+        for record in out.touched.attempts.values() {
+            let faulty = |end: &EndRecord| !end.presumed && end.end.speaks_against_the_host();
+            if record.ended.as_ref().is_some_and(faulty) {
+                *failed.entry(record.node).or_default() += 1;
+            }
+        }
+        for (id, record) in &out.touched.attempts {
+            if record.started.is_some() && !self.started_before.contains(id) {
+                // In which order they came in this batch is not known here.
+                self.faults.remove(&record.node);
+                failed.remove(&record.node);
+            }
+        }
+        for (id, count) in failed {
+            // What comes while it cools down is not held against it.
+            let Some(node) = fleet.node(id).filter(|_| !self.cooling.contains(&id)) else { continue };
+            let faults = self.faults.entry(id).or_default();
+            *faults += count;
+            if node.duty != Duty::Eligible {
+                *faults = 0;
+            } else if *faults >= limits::FAULTS_BEFORE_COOLING && node.hold == Hold::None {
+                return broken("case 17", format!("node {} had {faults} faults in a row, and gets work", node.name));
+            }
+        }
+        Ok(())
     }
 
     /// A task ends once, by its own result, and is tried again only within its budgets.
-    fn check_task_end(&mut self, fleet: &Fleet, id: AttemptId, end: &End) -> Result<(), Violation> {
+    fn check_task_end(
+        &mut self,
+        fleet: &Fleet,
+        id: AttemptId,
+        record: &AttemptRecord,
+        end: &End,
+    ) -> Result<(), Violation> {
         let Some(job) = fleet.job(id.job) else { return Ok(()) };
         let task = self.tasks.entry((id.job, id.task)).or_default();
         match end.blame() {
@@ -548,6 +623,9 @@ impl Truth {
             Blame::Node => task.lost += 1,
             Blame::Operator => task.drained += 1,
             Blame::Nobody | Blame::Requested => {}
+        }
+        if record.started.is_some() && end.takes_the_host_along() {
+            task.brought_down.insert(record.node);
         }
         let ended = job.end_of(id.task).map(str::to_owned);
         if self.retried.contains(&id.job) {
@@ -568,6 +646,13 @@ impl Truth {
         let once = job.spec.delivery == Delivery::AtMostOnce;
         if ended.is_none() && (used_up || once) {
             return broken("FL-9", format!("task {}.{} goes on after {end} past its budget", id.job, id.task));
+        }
+        if ended.is_none() && (job.cancelled_by.is_some() || job.cancelled_tasks.contains(&id.task)) {
+            return broken("FL-1", format!("task {}.{} goes on after {end}, and was cancelled", id.job, id.task));
+        }
+        if ended.is_none() && task.brought_down.len() >= limits::POISON_NODES && !job.held.contains(&id.task) {
+            let count = task.brought_down.len();
+            return broken("case 17", format!("task {}.{} brought down {count} nodes and goes on", id.job, id.task));
         }
         task.end = ended;
         Ok(())
@@ -741,7 +826,7 @@ impl Truth {
         Ok(())
     }
 
-    fn check_effect(&self, fleet: &Fleet, effect: &Effect, store: &Store) -> Result<(), Violation> {
+    fn check_effect(&self, fleet: &Fleet, out: &Output, effect: &Effect, store: &Store) -> Result<(), Violation> {
         match effect {
             Effect::Start { node, attempts, .. } => {
                 let Some(record) = fleet.node(*node) else {
@@ -782,6 +867,16 @@ impl Truth {
                 let mut nodes = fleet.nodes().filter(|(_, node)| is_its(node));
                 match nodes.find(|(id, _)| fleet.attempts_on(*id).next().is_some()) {
                     Some((_, node)) => broken("FL-7", format!("the host of {} is deleted, and has work", node.name)),
+                    None => Ok(()),
+                }
+            }
+            Effect::Acknowledge { node, attempts, .. } => {
+                let is_kept = |id: &AttemptId| {
+                    let ends = out.touched.attempts.get(id).is_some_and(|record| record.ended.is_some());
+                    ends || out.touched.evidence.iter().any(|one| one.attempt == *id && one.node == *node)
+                };
+                match attempts.iter().find(|id| !is_kept(id)) {
+                    Some(lost) => broken("FL-2", format!("the end of {lost} is acknowledged and not kept")),
                     None => Ok(()),
                 }
             }

@@ -56,6 +56,7 @@ fn setup_of(command: &Simulate) -> Result<Setup> {
         long: command.long,
         limited: command.limited,
         poison: command.poison,
+        endless: command.endless,
     };
     if mix.at_most_once + mix.exclusive > 1_000 {
         return Err(Failure::usage("--at-most-once and --exclusive together are more than all jobs (1000)"));
@@ -144,8 +145,9 @@ fn replay_command(failure: &Broken) -> String {
     let Setup { hosts, pool_max, jobs, span, coordinators, mix, faults, pause } = failure.setup;
     let mut command = format!(
         "muster simulate --trace {} --hosts {hosts} --pool-max {pool_max} --jobs {jobs} --span {}ms --faults {faults} \
-         --fault-every {}ms --at-most-once {} --exclusive {} --long {} --limited {} --poison {}",
-        failure.seed, span.0, pause.0, mix.at_most_once, mix.exclusive, mix.long, mix.limited, mix.poison
+         --fault-every {}ms --at-most-once {} --exclusive {} --long {} --limited {} --poison {} \
+         --endless {}",
+        failure.seed, span.0, pause.0, mix.at_most_once, mix.exclusive, mix.long, mix.limited, mix.poison, mix.endless
     );
     if let Some(coordinators) = coordinators {
         command.push_str(&format!(" --coordinators {coordinators}"));

@@ -254,7 +254,9 @@ impl Fleet {
         }
         if let Some(host) = node.record.host
             && let Some(pool) = self.pools.get_mut(&node.record.pool)
-            && let Some(state @ Host::Joined(_)) = pool.record.hosts.get_mut(&host)
+            && let Some(state) = pool.record.hosts.get_mut(&host)
+            // An old record of a host that has joined anew goes without it.
+            && *state == Host::Joined(id)
         {
             *state = Host::Deleting { node: None, told: Timestamp(0), since: None };
             out.touched.pools.insert(node.record.pool.clone());
