@@ -8,7 +8,7 @@ use std::{
 };
 
 use muster_proto::v1::{self, end::Reason};
-use muster_tests::{Fleet, WAIT, eventually, host, skip};
+use muster_tests::{Fleet, NodeOptions, WAIT, eventually, host, skip};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tonic::Code;
 
@@ -109,4 +109,43 @@ async fn a_coordinator_that_cannot_write_ends_and_comes_back_with_all_that_it_an
     fleet.start_coordinator().await;
     let done = fleet.client.finished(job, WAIT).await;
     assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Exited(7), 1));
+}
+
+/// The folders of agent and spawner on a disk that is full: what runs keeps its end, what could not be kept of its
+/// output is said to be lost, and with the space the host is as before.
+#[tokio::test]
+async fn on_a_hosts_full_disk_running_work_keeps_its_end_and_lost_output_is_told() {
+    if !host::is_root() {
+        skip!("only root mounts a small disk");
+    }
+    let mut fleet = Fleet::start().await;
+    let folder = fleet.folder().join("full");
+    fs::create_dir(&folder).expect("a folder in our own");
+    let _disk = Disk::at(&folder, "size=32m");
+    fleet.add_node("full", &NodeOptions::default()).await;
+    let scripts = ["sleep 3; exit 7", "sleep 3; head -c 4M /dev/zero", "sleep 3; head -c 4M /dev/zero; exit 9"];
+    let mut jobs = Vec::new();
+    for script in scripts {
+        let mut template = fleet.script(script);
+        let body = template.body.as_mut().expect("a script has a body");
+        body.request = Some(v1::Resources { cpu_milli: 100, memory_bytes: 64 << 20, disk_bytes: 1 << 20 });
+        template.retries = Some(v1::RetryPolicy { failed: Some(0), lost: Some(0), drained: None });
+        jobs.push(fleet.client.submit(template).await);
+    }
+    for job in &jobs {
+        fleet.client.running(*job, 1).await;
+    }
+    let ballast = fill(&folder, 0);
+    let mut ends = Vec::new();
+    for job in jobs {
+        let done = fleet.client.finished(job, WAIT).await;
+        assert_eq!(done.tasks[0].attempts.len(), 1, "{:?}", done.tasks[0]);
+        ends.push(done.end(0));
+    }
+    assert_eq!(ends, [Reason::Exited(7), Reason::OutputLost(v1::Empty {}), Reason::Exited(9)]);
+    assert_eq!(fleet.client.node("full").await.expect("it is known").liveness, "live");
+    fs::remove_file(ballast).expect("our own file");
+    let done = fleet.client.run(fleet.script("head -c 4M /dev/zero")).await;
+    assert_eq!(done.end(0), Reason::Succeeded(v1::Empty {}));
+    assert_eq!(fleet.client.output(done.summary.job, 0).await.0.len(), 4 << 20);
 }

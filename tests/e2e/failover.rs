@@ -23,6 +23,18 @@ fn sleepers(fleet: &muster_tests::Fleet, tasks: u32, seconds: u32) -> v1::JobTem
     template
 }
 
+/// Asks under this key until there is an answer: which job it is.
+async fn submit_as(ha: &HighlyAvailable, key: &str) -> u64 {
+    eventually("a submit is answered", WAIT, async || {
+        match ha.fleet.client.try_submit(key, ha.fleet.script("exit 0")).await {
+            Ok(answer) => Some(answer.job),
+            Err(status) if is_away(&status) => None,
+            Err(status) => panic!("{key}: {status}"),
+        }
+    })
+    .await
+}
+
 /// Each task has ended as it would have without any fault, by its first and only attempt.
 async fn ended_undisturbed(client: &Client, job: u64, tasks: u32) {
     let done = client.finished(job, LONG).await;
@@ -141,6 +153,49 @@ async fn a_postgres_connection_that_breaks_under_load_loses_and_doubles_nothing(
     }
     ended_undisturbed(&ha.fleet.client, job, 60).await;
     assert!(ha.part(0).is_running(), "a cut within the lease is no reason to end");
+}
+
+#[tokio::test]
+async fn answers_survive_a_failover_of_postgres_to_its_synchronous_standby() {
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let ports = [free(), free()].map(|port| port.local_addr().expect("it is bound").port());
+    let Some(pair) = Cluster::start_pair(ports) else { skip!("PostgreSQL is not installed") };
+    let store = Cluster::url_of(&pair);
+    let [primary, standby] = pair;
+    let mut ha = HighlyAvailable::start_on(primary, store, 2).await;
+    ha.fleet.add_node("n1", &NodeOptions::default()).await;
+    let job = ha.fleet.client.submit(sleepers(&ha.fleet, 3, 12)).await;
+    ha.fleet.client.running(job, 3).await;
+    let mut answered = Vec::new();
+    for number in 0..20 {
+        answered.push((format!("before-{number}"), submit_as(&ha, &format!("before-{number}")).await));
+    }
+    // In the middle of a submit that nobody has answered yet.
+    let (client, template) = (ha.fleet.client.clone(), ha.fleet.script("exit 0"));
+    let open = tokio::spawn(async move { client.try_submit("meanwhile", template).await });
+    ha.cluster.crash();
+    standby.promote();
+    // Whoever ended is started again by its service manager.
+    let leader = eventually("a coordinator leads on the new primary", LONG, async || {
+        for number in 0..ha.members.len() {
+            if !ha.part(number).is_running() {
+                ha.start_member(number);
+            }
+        }
+        ha.leads_now().await
+    })
+    .await;
+    ha.fleet.client = ha.members[leader].client.clone();
+    for (key, known) in answered {
+        assert_eq!(submit_as(&ha, &key).await, known, "{key} is the job that it was");
+    }
+    if let Ok(Ok(answer)) = open.await {
+        assert_eq!(submit_as(&ha, "meanwhile").await, answer.job);
+    }
+    ended_undisturbed(&ha.fleet.client, job, 3).await;
+    let status = ha.fleet.client.fleet.clone().status(v1::StatusRequest {}).await.expect("a status").into_inner();
+    assert!(!status.alarms.iter().any(|alarm| alarm.contains("accept-loss")), "{:?}", status.alarms);
+    assert_eq!(ha.fleet.client.run(ha.fleet.script("exit 0")).await.end(0), Reason::Succeeded(v1::Empty {}));
 }
 
 #[tokio::test]

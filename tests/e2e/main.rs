@@ -9,6 +9,7 @@ mod demo;
 mod disk;
 mod doctor;
 mod drains;
+mod excess;
 mod failover;
 mod hostile_agent;
 mod jobs;

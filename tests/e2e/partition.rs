@@ -35,8 +35,8 @@ impl World {
     }
 
     async fn add_node(&mut self, name: &str, cpu: &'static str) {
-        let place = Some(self.network.add_host());
-        self.fleet.add_node(name, &NodeOptions { cpu, place, ..NodeOptions::default() }).await;
+        let network = Some(self.network.add_host());
+        self.fleet.add_node(name, &NodeOptions { cpu, network, ..NodeOptions::default() }).await;
     }
 
     /// Its first attempt runs until it is ended, a later one does as its script says.

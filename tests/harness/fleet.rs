@@ -17,7 +17,7 @@ use crate::{
     Client, WAIT,
     client::bytes,
     eventually, host,
-    network::{Network, Place},
+    network::{self, Network},
     part::{Part, Surroundings},
 };
 
@@ -37,13 +37,13 @@ pub struct NodeOptions {
     pub slice: bool,
     /// Its `spawner.toml`; empty: none.
     pub policy: &'static str,
-    /// Its place in a network of the test's own; none: this machine's.
-    pub place: Option<Place>,
+    /// Its network namespace; none: this machine's.
+    pub network: Option<PathBuf>,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { cpu: "4", memory: "8G", pool: "", slice: true, policy: "", place: None }
+        Self { cpu: "4", memory: "8G", pool: "", slice: true, policy: "", network: None }
     }
 }
 
@@ -88,7 +88,7 @@ impl Fleet {
 
     /// Starts a coordinator in a network of the test's own, without any node.
     pub async fn start_in(network: &Network) -> Self {
-        Self::start_at("0.0.0.0:0", Some(network.coordinator())).await
+        Self::start_at(&format!("{}:0", network::COORDINATOR), Some(network.coordinator())).await
     }
 
     async fn start_at(address: &str, network: Option<PathBuf>) -> Self {
@@ -233,7 +233,7 @@ impl Fleet {
             spawner.extend(["--uids".into(), uid_range().into()]);
         }
         let mut agent: Vec<OsString> = vec!["agent".into(), "run".into(), "--state".into(), state.join("agent").into()];
-        agent.extend(["--coordinator".into(), self.dialled(options).into(), "--spawner".into(), socket.into()]);
+        agent.extend(["--coordinator".into(), self.address.clone().into(), "--spawner".into(), socket.into()]);
         agent.extend(
             ["--name", name, "--cpu", options.cpu, "--memory", options.memory, "--token", token].map(Into::into),
         );
@@ -246,14 +246,8 @@ impl Fleet {
             agent: None,
             agent_arguments: agent,
             spawner_arguments: spawner,
-            network: options.place.as_ref().map(|place| place.namespace.clone()),
+            network: options.network.clone(),
         }
-    }
-
-    /// The coordinator's address as this node reaches it.
-    fn dialled(&self, options: &NodeOptions) -> String {
-        let port = || self.address.rsplit(':').next().unwrap_or_default();
-        options.place.as_ref().map_or_else(|| self.address.clone(), |place| format!("{}:{}", place.coordinator, port()))
     }
 
     /// A node's processes.

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 use crate::{
     Client, Fleet, WAIT, eventually,
-    part::{Part, muster_binary},
+    network::{self, Network},
+    part::{Part, Surroundings, muster_binary},
     postgres::Cluster,
 };
 
@@ -40,6 +41,7 @@ pub struct HighlyAvailable {
     pub cluster: Cluster,
     /// The address by which coordinators reach it.
     pub store: String,
+    network: Option<PathBuf>,
     folder: TempDir,
 }
 
@@ -51,21 +53,34 @@ impl HighlyAvailable {
         Some(Self::start_on(cluster, store, count).await)
     }
 
+    /// The same with the coordinators in a network of the test's own.
+    pub async fn start_in(network: &Network, count: usize) -> Option<Self> {
+        let cluster = Cluster::start()?;
+        let store = cluster.url();
+        Some(Self::start_at(cluster, store, count, Some(network)).await)
+    }
+
     /// The same by another road to the data base.
     ///
     /// # Panics
     /// If a coordinator is not made or does not start.
     pub async fn start_on(cluster: Cluster, store: String, count: usize) -> Self {
+        Self::start_at(cluster, store, count, None).await
+    }
+
+    async fn start_at(cluster: Cluster, store: String, count: usize, network: Option<&Network>) -> Self {
+        let host = network.map_or("127.0.0.1", |_| network::COORDINATOR);
         let folder = tempfile::Builder::new().prefix("muster-ha-").tempdir().expect("a temporary folder");
         std::fs::create_dir(folder.path().join("shared")).expect("a folder in our own");
         let members = (0..count).map(|number| {
             let data = folder.path().join(format!("c{number}"));
             let client = Client::new(&data.join("operator.sock"));
-            Member { part: None, address: "127.0.0.1:0".into(), client, data }
+            Member { part: None, address: format!("{host}:0"), client, data }
         });
         let members: Vec<Member> = members.collect();
         let fleet = Fleet::without_coordinator(members[0].client.clone());
-        let mut this = Self { fleet, members, cluster, store, folder };
+        let network = network.map(Network::coordinator);
+        let mut this = Self { fleet, members, cluster, store, network, folder };
         for number in 0..count {
             this.init(number);
             this.launch(number).await;
@@ -102,7 +117,8 @@ impl HighlyAvailable {
         arguments.extend(["--store", &self.store, "--listen", &member.address, "--shared"].map(OsString::from));
         arguments.push(self.folder.path().join("shared").into());
         arguments.extend(["--port-file".into(), (&port_file).into()]);
-        member.part = Some(Part::start(&format!("coordinator {number}"), &log, &arguments));
+        let surroundings = Surroundings { network: self.network.clone(), ..Surroundings::default() };
+        member.part = Some(Part::start_in(&format!("coordinator {number}"), &log, &arguments, &surroundings));
     }
 
     /// Starts a coordinator (again) on its data and port, and waits until it serves or stands by.
@@ -123,18 +139,19 @@ impl HighlyAvailable {
 
     /// Waits for a leader: which one it is. The fleet's client speaks to it from now on.
     pub async fn leader(&mut self) -> usize {
-        let members = &self.members;
-        let number = eventually("a coordinator leads", WAIT, async || {
-            for (number, member) in members.iter().enumerate().filter(|(_, member)| member.part.is_some()) {
-                if leads(member).await {
-                    return Some(number);
-                }
-            }
-            None
-        })
-        .await;
+        let number = eventually("a coordinator leads", WAIT, async || self.leads_now().await).await;
         self.fleet.client = self.members[number].client.clone();
         number
+    }
+
+    /// Which one leads, if any does.
+    pub async fn leads_now(&self) -> Option<usize> {
+        for (number, member) in self.members.iter().enumerate().filter(|(_, member)| member.part.is_some()) {
+            if leads(member).await {
+                return Some(number);
+            }
+        }
+        None
     }
 
     /// `kill -9` of a coordinator.

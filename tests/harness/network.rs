@@ -35,14 +35,8 @@ pub struct Network {
     coordinator: Space,
 }
 
-/// Where a node is in it.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// The namespace, for setns(2).
-    pub namespace: PathBuf,
-    /// The coordinator's address there, without a port.
-    pub coordinator: String,
-}
+/// The address of coordinators, the same for every host.
+pub const COORDINATOR: &str = "10.98.0.1";
 
 #[derive(Debug)]
 struct Space(Child);
@@ -92,7 +86,11 @@ impl Network {
     #[must_use]
     pub fn new() -> Option<Self> {
         let may = host::is_root() && host::has_program("ip");
-        may.then(|| Self { hosts: Vec::new(), coordinator: Space::new() })
+        may.then(|| {
+            let coordinator = Space::new();
+            coordinator.ip(&format!("addr add {COORDINATOR}/32 dev lo"));
+            Self { hosts: Vec::new(), coordinator }
+        })
     }
 
     /// The coordinator's namespace, for setns(2).
@@ -101,11 +99,11 @@ impl Network {
         self.coordinator.path()
     }
 
-    /// One more host with its wire.
+    /// One more host with its wire: its namespace, for setns(2).
     ///
     /// # Panics
     /// If the kernel has no veth.
-    pub fn add_host(&mut self) -> Place {
+    pub fn add_host(&mut self) -> PathBuf {
         let (number, space) = (self.hosts.len(), Space::new());
         let (here, there) = (hardware(number, 1), hardware(number, 2));
         self.coordinator.ip(&format!(
@@ -116,7 +114,8 @@ impl Network {
         self.coordinator.ip(&format!("link set wire{number} up"));
         space.ip(&format!("addr add 10.99.{number}.2/30 dev wire"));
         space.ip("link set wire up");
-        let place = Place { namespace: space.path(), coordinator: format!("10.99.{number}.1") };
+        space.ip(&format!("route add {COORDINATOR} via 10.99.{number}.1"));
+        let place = space.path();
         self.hosts.push(space);
         self.cut(number, Cut::Mended);
         place

@@ -7,7 +7,7 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt as _, net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -24,7 +24,13 @@ pub struct Cluster {
     bin: PathBuf,
     /// Settings beside the usual ones.
     more: String,
+    /// Names its socket; on TCP only where `more` says so.
+    port: u16,
+    /// Ends the server and removes its folder when the pipe to it closes, which it does however we end.
+    keeper: Child,
 }
+
+const USUAL_PORT: u16 = 5432;
 
 /// Where the server's programs are: PATH, or the newest of a distribution's folders.
 fn programs() -> Option<PathBuf> {
@@ -68,16 +74,67 @@ impl Cluster {
                 chown(&file, Some(uid.into()), Some(gid.into())).expect("root may");
             }
         }
+        cluster.port = port;
         cluster.more = format!("-c ssl=on -c listen_addresses=127.0.0.1 -c port={port}");
         cluster.launch();
         Some(cluster)
     }
 
+    /// Starts two on ports of loopback: one that takes writes, and one that has each of them before it is acknowledged.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_pair(ports: [u16; 2]) -> Option<[Self; 2]> {
+        let mut first = Self::make()?;
+        first.set_port(ports[0]);
+        first.launch();
+        let mut second = Self::without_data()?;
+        second.set_port(ports[1]);
+        let copied = ["-h", text(first.folder.path()), "-p", &ports[0].to_string(), "-U", "muster", "-R", "-D"]
+            .map(str::to_owned);
+        let mut copied: Vec<&str> = copied.iter().map(String::as_str).collect();
+        let data = second.data();
+        copied.push(text(&data));
+        second.run("pg_basebackup", &copied);
+        second.launch();
+        first.execute("ALTER SYSTEM SET synchronous_standby_names = '*'; SELECT pg_reload_conf();");
+        Some([first, second])
+    }
+
+    fn set_port(&mut self, port: u16) {
+        self.port = port;
+        self.more = format!("-c listen_addresses=127.0.0.1 -c port={port}");
+    }
+
+    /// A standby takes writes from now on.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn promote(&self) {
+        self.run("pg_ctl", &["-D", text(&self.data()), "-w", "promote"]);
+    }
+
+    /// The servers' address on loopback.
+    #[must_use]
+    pub fn url_of(pair: &[Self; 2]) -> String {
+        format!("postgres://muster@127.0.0.1:{},127.0.0.1:{}/postgres", pair[0].port, pair[1].port)
+    }
+
     fn make() -> Option<Self> {
+        let cluster = Self::without_data()?;
+        let data = cluster.data();
+        let made = ["-A", "trust", "-U", "muster", "-E", "UTF8", "--no-sync", "--no-locale", "-D"];
+        cluster.run("initdb", &[&made[..], &[text(&data)]].concat());
+        Some(cluster)
+    }
+
+    fn without_data() -> Option<Self> {
         let bin = programs()?;
         let folder = tempfile::Builder::new().prefix("muster-pg-").tempdir().expect("a temporary folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");
-        let cluster = Self { folder, bin, more: String::new() };
+        let keeper = keeper(&bin, folder.path());
+        let cluster = Self { folder, bin, more: String::new(), port: USUAL_PORT, keeper };
         let data = cluster.data();
         fs::create_dir(&data).expect("a folder in our own");
         if let Some((uid, gid)) = user() {
@@ -85,8 +142,7 @@ impl Cluster {
                 chown(path, Some(uid.into()), Some(gid.into())).expect("root may");
             }
         }
-        let made = ["-A", "trust", "-U", "muster", "-E", "UTF8", "--no-sync", "--no-locale", "-D"];
-        cluster.run("initdb", &[&made[..], &[text(&data)]].concat());
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).expect("our own folder");
         Some(cluster)
     }
 
@@ -122,21 +178,23 @@ impl Cluster {
     pub fn execute(&self, sql: &str) {
         let file = self.folder.path().join("statements.sql");
         fs::write(&file, sql).expect("a folder of ours");
-        let host = text(self.folder.path());
-        self.run(
-            "psql",
-            &["-q", "-v", "ON_ERROR_STOP=1", "-h", host, "-U", "muster", "-d", "postgres", "-f", text(&file)],
-        );
+        let port = self.port.to_string();
+        let server = ["-h", text(self.folder.path()), "-p", &port, "-U", "muster", "-d", "postgres"];
+        self.run("psql", &[&["-q", "-v", "ON_ERROR_STOP=1"], &server[..], &["-f", text(&file)]].concat());
     }
 
     fn run(&self, program: &str, args: &[&str]) {
         let mut command = Command::new(self.bin.join(program));
-        command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
         if let Some((uid, gid)) = user() {
             command.uid(uid).gid(gid);
         }
+        // A file, not a pipe: a server that is started keeps it open.
+        let said = self.folder.path().join("said");
+        command.stderr(fs::File::create(&said).expect("a folder of ours"));
         let status = command.status().expect("a program that is there");
-        assert!(status.success() || thread::panicking(), "{program} {args:?}: {}", self.log());
+        let said = fs::read_to_string(&said).unwrap_or_default();
+        assert!(status.success() || thread::panicking(), "{program} {args:?}: {said}{}", self.log());
     }
 
     fn log(&self) -> String {
@@ -146,7 +204,7 @@ impl Cluster {
     /// The server's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.folder.path().join(".s.PGSQL.5432")
+        self.folder.path().join(format!(".s.PGSQL.{}", self.port))
     }
 
     /// Its address.
@@ -158,11 +216,22 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // A test may have ended it already.
-        if self.data().join("postmaster.pid").exists() {
-            self.crash();
-        }
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
     }
+}
+
+fn keeper(bin: &Path, folder: &Path) -> Child {
+    let mut command = Command::new("/bin/sh");
+    let script = r#"read -r _; "$0/pg_ctl" -D "$1/data" -w -m immediate stop; rm -rf "$1""#;
+    command.args(["-c", script]).args([bin, folder]).current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Not of our group, which an interrupt from a terminal ends as a whole.
+    command.process_group(0);
+    if let Some((uid, gid)) = user() {
+        command.uid(uid).gid(gid);
+    }
+    command.spawn().expect("a shell")
 }
 
 /// The server refuses to run as root.
