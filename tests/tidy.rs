@@ -314,6 +314,41 @@ fn paths_in_code(line: &str) -> Vec<String> {
 }
 
 #[test]
+fn every_fault_names_tests_that_exist() {
+    const FAULTS: usize = 28;
+    let files = files();
+    let table = files.iter().find(|file| file.path == "docs/faults.md").expect("the table of faults");
+    let mut found = Vec::new();
+    let mut numbers = BTreeMap::new();
+    for line in table.text.lines() {
+        let first = line.strip_prefix("| ").and_then(|rest| rest.split(" |").next()).filter(|cell| cell.len() == 2);
+        let number = first.and_then(|cell| cell.parse::<usize>().ok());
+        let named: Vec<(&str, &str)> =
+            line.split('`').skip(1).step_by(2).filter_map(|text| text.split_once("::")).collect();
+        for (path, name) in &named {
+            // Commands name tests by a part of their path.
+            if !path.contains('/') {
+                continue;
+            }
+            let defined = [format!("fn {name}("), format!("def {name}(")];
+            let file = files.iter().find(|file| file.path == *path);
+            if !file.is_some_and(|file| defined.iter().any(|text| file.text.contains(text))) {
+                found.push(format!("{path}::{name}"));
+            }
+        }
+        if let Some(number) = number {
+            numbers.insert(number, named.len());
+        }
+    }
+    found.extend(
+        (1..=FAULTS)
+            .filter(|number| numbers.get(number).is_none_or(|tests| *tests == 0))
+            .map(|number| format!("fault {number:02} has no test")),
+    );
+    report("docs/faults.md names a test that does not exist:", &found);
+}
+
+#[test]
 fn every_file_says_what_it_decides() {
     let short = |file: &File| file.text.lines().count() < 15;
     let found: Vec<String> = files()

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_tests::{WAIT, host::boot_ms, until};
+use muster_tests::{Cut, WAIT, host::boot_ms, until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -25,6 +25,7 @@ const RESTART: Duration = Duration::from_millis(500);
 enum Cure {
     Launch,
     Continue,
+    Mend,
 }
 
 /// Faults that were done, and those that wait for their cure.
@@ -67,7 +68,7 @@ impl Faults {
     fn strike(&mut self, world: &mut World) {
         let up: Vec<&Target> = self.targets.iter().filter(|target| !self.down.contains_key(*target)).collect();
         // The kind first: a fleet has more hosts than coordinators.
-        let kinds: Vec<&str> = ["coordinator", "coordinator", "agent", "spawner", "database"]
+        let kinds: Vec<&str> = ["coordinator", "coordinator", "agent", "spawner", "database", "wire"]
             .into_iter()
             .filter(|kind| up.iter().any(|target| target.kind() == *kind))
             .collect();
@@ -76,6 +77,17 @@ impl Faults {
         let Some(target) = self.dice.pick(&of_kind).map(|target| (*target).clone()) else { return };
         let now = Instant::now();
         match self.dice.among(0..10) {
+            how if let Target::Wire(wire) = target => {
+                let (what, cut) = match how {
+                    0..3 => ("to", Cut::ToCoordinator),
+                    3..6 => ("from", Cut::FromCoordinator),
+                    _ => ("both", Cut::Both),
+                };
+                let away = self.away();
+                self.tell(&format!("cut-{what}"), &target);
+                world.cut(wire, cut);
+                self.down.insert(target, (now + away, Cure::Mend));
+            }
             0..6 => {
                 self.tell("kill", &target);
                 world.kill(&target);
@@ -91,18 +103,22 @@ impl Faults {
             }
             _ if target == Target::Database => (),
             _ => {
-                // Rarely for longer than a node's lease; at other times for longer than a leader's, or hardly at all.
-                let away = match self.dice.among(0..20) {
-                    0 => self.dice.millis(15_500..19_000),
-                    1..7 => self.dice.millis(3_000..5_500),
-                    _ => self.dice.millis(50..2_000),
-                };
+                let away = self.away();
                 self.tell("stop", &target);
                 if let Some(part) = world.part(&target) {
                     part.signal(Signal::SIGSTOP);
                 }
                 self.down.insert(target, (now + away, Cure::Continue));
             }
+        }
+    }
+
+    /// Rarely for longer than a node's lease; at other times for longer than a leader's, or hardly at all.
+    const fn away(&mut self) -> Duration {
+        match self.dice.among(0..20) {
+            0 => self.dice.millis(15_500..19_000),
+            1..7 => self.dice.millis(3_000..5_500),
+            _ => self.dice.millis(50..2_000),
         }
     }
 
@@ -116,6 +132,11 @@ impl Faults {
                     // What is left of the one before has ended, or is ended now: never two at a time.
                     world.kill_rest(&target);
                     world.launch(&target);
+                }
+                Cure::Mend => {
+                    if let Target::Wire(wire) = target {
+                        world.cut(wire, Cut::Mended);
+                    }
                 }
                 Cure::Continue => {
                     if let Some(part) = world.part(&target) {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use muster_tests::{Client, Fleet, HighlyAvailable, NodeOptions, part::Part};
+use muster_tests::{Client, Cut, Fleet, HighlyAvailable, Network, NodeOptions, part::Part};
 
 use crate::Store;
 
@@ -17,6 +17,8 @@ pub enum Target {
     Spawner(String),
     /// The data base.
     Database,
+    /// The wire between a node, by its number from 0, and the coordinators.
+    Wire(usize),
 }
 
 impl Target {
@@ -27,13 +29,21 @@ impl Target {
             Self::Agent(_) => "agent",
             Self::Spawner(_) => "spawner",
             Self::Database => "database",
+            Self::Wire(_) => "wire",
         }
     }
 }
 
-/// The fleet.
+/// The fleet, and its network where there is one of its own.
 #[derive(Debug)]
-pub enum World {
+pub struct World {
+    // In this order they are dropped: processes, then the network that they are in.
+    parts: Parts,
+    network: Option<Network>,
+}
+
+#[derive(Debug)]
+enum Parts {
     /// With one coordinator.
     Embedded(Fleet),
     /// With three and their data base.
@@ -47,30 +57,44 @@ const POLICY: &str = "weakest_profile = \"shared\"\nmay_lack = [\"limits\", \"ki
 impl World {
     /// Starts it with so many nodes. None: no PostgreSQL here.
     pub async fn start(store: Store, nodes: u64) -> Option<Self> {
-        let mut world = match store {
-            Store::Embedded => Self::Embedded(Fleet::start().await),
-            Store::Postgres => Self::Postgres(HighlyAvailable::start(COORDINATORS).await?),
+        let mut network = Network::new();
+        let parts = match (store, &network) {
+            (Store::Embedded, None) => Parts::Embedded(Fleet::start().await),
+            (Store::Embedded, Some(network)) => Parts::Embedded(Fleet::start_in(network).await),
+            (Store::Postgres, None) => Parts::Postgres(HighlyAvailable::start(COORDINATORS).await?),
+            (Store::Postgres, Some(network)) => {
+                Parts::Postgres(HighlyAvailable::start_in(network, COORDINATORS).await?)
+            }
         };
-        let options = NodeOptions { policy: POLICY, ..NodeOptions::default() };
-        for node in 1..=nodes {
+        let places: Vec<_> = (0..nodes).map(|_| network.as_mut().map(Network::add_host)).collect();
+        let mut world = Self { parts, network };
+        for (node, network) in (1..).zip(places) {
+            let options = NodeOptions { policy: POLICY, network, ..NodeOptions::default() };
             world.fleet().add_node(&format!("n{node}"), &options).await;
         }
         Some(world)
     }
 
+    /// Loses what goes over a wire from now on.
+    pub fn cut(&self, wire: usize, cut: Cut) {
+        if let Some(network) = &self.network {
+            network.cut(wire, cut);
+        }
+    }
+
     /// Its nodes.
     pub fn fleet(&mut self) -> &mut Fleet {
-        match self {
-            Self::Embedded(fleet) => fleet,
-            Self::Postgres(all) => &mut all.fleet,
+        match &mut self.parts {
+            Parts::Embedded(fleet) => fleet,
+            Parts::Postgres(all) => &mut all.fleet,
         }
     }
 
     /// An operator at each coordinator.
     pub fn clients(&self) -> Vec<Client> {
-        match self {
-            Self::Embedded(fleet) => vec![fleet.client.clone()],
-            Self::Postgres(all) => all.members.iter().map(|member| member.client.clone()).collect(),
+        match &self.parts {
+            Parts::Embedded(fleet) => vec![fleet.client.clone()],
+            Parts::Postgres(all) => all.members.iter().map(|member| member.client.clone()).collect(),
         }
     }
 
@@ -78,9 +102,12 @@ impl World {
     pub fn targets(&self, nodes: u64) -> Vec<Target> {
         let names = || (1..=nodes).map(|node| format!("n{node}"));
         let mut targets: Vec<Target> = names().map(Target::Agent).chain(names().map(Target::Spawner)).collect();
-        match self {
-            Self::Embedded(_) => targets.push(Target::Coordinator(0)),
-            Self::Postgres(all) => {
+        if self.network.is_some() {
+            targets.extend((0..names().count()).map(Target::Wire));
+        }
+        match &self.parts {
+            Parts::Embedded(_) => targets.push(Target::Coordinator(0)),
+            Parts::Postgres(all) => {
                 targets.extend((0..all.members.len()).map(Target::Coordinator));
                 targets.push(Target::Database);
             }
@@ -88,45 +115,44 @@ impl World {
         targets
     }
 
-    /// The process of a part; none: it was killed, or it is the data base, which is several.
+    /// The process of a part; none: it was killed, or it is not one process.
     pub fn part(&mut self, target: &Target) -> Option<&mut Part> {
-        match (self, target) {
-            (Self::Embedded(fleet), Target::Coordinator(_)) => fleet.coordinator.as_mut(),
-            (Self::Postgres(all), Target::Coordinator(number)) => all.members[*number].part.as_mut(),
-            (world, Target::Agent(name)) => world.fleet().node(name).agent.as_mut(),
-            (world, Target::Spawner(name)) => world.fleet().node(name).spawner.as_mut(),
-            (_, Target::Database) => None,
+        match target {
+            Target::Coordinator(number) => match &mut self.parts {
+                Parts::Embedded(fleet) => fleet.coordinator.as_mut(),
+                Parts::Postgres(all) => all.members[*number].part.as_mut(),
+            },
+            Target::Agent(name) => self.fleet().node(name).agent.as_mut(),
+            Target::Spawner(name) => self.fleet().node(name).spawner.as_mut(),
+            Target::Database | Target::Wire(_) => None,
         }
     }
 
     /// `kill -9`; of the data base, an end without any last word.
     pub fn kill(&mut self, target: &Target) {
-        match (&mut *self, target) {
-            (Self::Postgres(all), Target::Database) => all.cluster.crash(),
-            (world, part) => {
-                if let Some(part) = world.part(part) {
-                    part.kill9();
-                }
-            }
+        if let (Parts::Postgres(all), Target::Database) = (&self.parts, target) {
+            all.cluster.crash();
+        } else if let Some(part) = self.part(target) {
+            part.kill9();
         }
     }
 
     /// Starts it again, and waits for nothing but the data base.
     pub fn launch(&mut self, target: &Target) {
-        match (self, target) {
-            (Self::Embedded(fleet), Target::Coordinator(_)) => fleet.launch_coordinator(),
-            (Self::Postgres(all), Target::Coordinator(number)) => all.start_member(*number),
-            (Self::Postgres(all), Target::Database) => all.cluster.launch(),
-            (Self::Embedded(_), Target::Database) => (),
-            (world, Target::Agent(name)) => world.fleet().start_agent(name),
-            (world, Target::Spawner(name)) => world.fleet().start_spawner(name),
+        match (&mut self.parts, target) {
+            (Parts::Embedded(fleet), Target::Coordinator(_)) => fleet.launch_coordinator(),
+            (Parts::Postgres(all), Target::Coordinator(number)) => all.start_member(*number),
+            (Parts::Postgres(all), Target::Database) => all.cluster.launch(),
+            (Parts::Embedded(_), Target::Database) | (_, Target::Wire(_)) => (),
+            (_, Target::Agent(name)) => self.fleet().start_agent(name),
+            (_, Target::Spawner(name)) => self.fleet().start_spawner(name),
         }
     }
 
     /// Where its parts' logs and its nodes' names are: command lines of its processes hold one of these.
     pub fn folders(&mut self) -> Vec<PathBuf> {
         let mut folders = vec![self.fleet().folder().to_owned()];
-        if let Self::Postgres(all) = self {
+        if let Parts::Postgres(all) = &self.parts {
             folders.push(all.folder().to_owned());
             folders.extend(all.cluster.socket().parent().map(ToOwned::to_owned));
         }
