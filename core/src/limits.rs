@@ -150,6 +150,8 @@ pub const BATCH_EVENTS_MAX: usize = 4_096;
 pub const DRIVER_QUEUE_MAX: usize = 16_384;
 /// Messages waiting for one agent's stream.
 pub const SESSION_QUEUE_MAX: usize = 1_024;
+/// A reader of the history that takes nothing for so long is let go, and told where to go on.
+pub const WATCH_PATIENCE: Millis = Millis::from_secs(60);
 /// Streams of one HTTP/2 connection.
 pub const HTTP2_STREAMS_MAX: u32 = 256;
 /// Handshakes must be done by then.

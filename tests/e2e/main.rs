@@ -20,3 +20,4 @@ mod reuse;
 mod spawner;
 mod upgrade;
 mod usage;
+mod watch;

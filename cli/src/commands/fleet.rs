@@ -3,10 +3,10 @@
 use std::{io::Write, process::ExitCode, time::Duration};
 
 use muster_core::resources::{Bytes, Cores};
-use muster_proto::v1::{CreateTokenRequest, EventsRequest, StatusRequest};
+use muster_proto::v1::{CreateTokenRequest, EventsRequest, FleetEvent, StatusRequest};
 use serde_json::{Value, json};
 
-use super::{Context, show};
+use super::{Context, show, watch::Breaks};
 use crate::{
     args::Events,
     client::Client,
@@ -64,25 +64,14 @@ pub async fn events(context: &Context, events: Events) -> Result<ExitCode> {
 
 /// Shows events, as they come with `follow`.
 pub async fn show_events(context: &Context, client: &Client, request: EventsRequest) -> Result<ExitCode> {
-    let follow = request.follow;
+    if request.follow {
+        let all = follow_events(context, client, request);
+        return context.wait("the fleet", "`muster events -f` comes back to it.", all).await;
+    }
     let all = async {
         let mut events = client.fleet().events(request).await?.into_inner();
         let mut list = List::new("EventList", &["REVISION", "TIME", "SUBJECT", "KIND", "ACTOR", "REASON"]);
         while let Some(event) = events.message().await? {
-            if follow {
-                let line = match context.output.format {
-                    Format::Json | Format::Jsonl => {
-                        let mut value = show::event(&event);
-                        value["apiVersion"] = json!(API_VERSION);
-                        value.to_string()
-                    }
-                    Format::Name => escape::text(&event.subject),
-                    Format::Table | Format::Wide => show::event_line(&event, &context.output),
-                };
-                let mut out = std::io::stdout();
-                writeln!(out, "{line}").and_then(|()| out.flush())?;
-                continue;
-            }
             let row = vec![
                 event.revision.to_string().into(),
                 context.output.time(event.time_ms).into(),
@@ -93,12 +82,51 @@ pub async fn show_events(context: &Context, client: &Client, request: EventsRequ
             ];
             list.push(row, show::event(&event));
         }
-        if !follow {
-            context.output.list(&list)?;
-        }
+        context.output.list(&list)?;
         Ok(Exit::Ok.into())
     };
-    context.wait("the fleet", "`muster events -f` comes back to it.", all).await
+    context.wait("the fleet", "`muster events` can be asked again.", all).await
+}
+
+/// Over breaks of the stream, each event once: a stream that is opened again goes on after the last one shown.
+async fn follow_events(context: &Context, client: &Client, mut request: EventsRequest) -> Result<ExitCode> {
+    let mut breaks = Breaks::default();
+    loop {
+        let error = match client.fleet().events(request.clone()).await {
+            Err(status) => status,
+            Ok(events) => {
+                let mut events = events.into_inner();
+                loop {
+                    match events.message().await {
+                        Ok(Some(event)) => {
+                            breaks.works();
+                            // The newest few were asked for once.
+                            (request.after, request.limit) = (event.revision, 0);
+                            show_line(context, &event)?;
+                        }
+                        Ok(None) => break tonic::Status::unavailable("the coordinator ended the stream"),
+                        Err(status) => break status,
+                    }
+                }
+            }
+        };
+        breaks.wait(client, error).await?;
+    }
+}
+
+fn show_line(context: &Context, event: &FleetEvent) -> Result<()> {
+    let line = match context.output.format {
+        Format::Json | Format::Jsonl => {
+            let mut value = show::event(event);
+            value["apiVersion"] = json!(API_VERSION);
+            value.to_string()
+        }
+        Format::Name => escape::text(&event.subject),
+        Format::Table | Format::Wide => show::event_line(event, &context.output),
+    };
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}").and_then(|()| out.flush())?;
+    Ok(())
 }
 
 /// `muster token create`.

@@ -32,7 +32,7 @@ impl Breaks {
     /// Waits, or gives the error back when it is none of the connection's or has come too often.
     pub async fn wait(&mut self, client: &Client, error: tonic::Status) -> Result<()> {
         self.in_a_row += 1;
-        let broken = matches!(error.code(), Code::Unavailable | Code::Unknown | Code::Cancelled);
+        let broken = matches!(error.code(), Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted);
         if !broken || self.in_a_row > TRIES {
             return Err(error.into());
         }

@@ -13,14 +13,11 @@ use muster_core::{
     time::{Millis, Timestamp},
 };
 use muster_proto::{convert, v1};
-use tokio::sync::{broadcast::error::RecvError, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Answers, Context, blocking, enrollment, nodes, person, shown, status};
-use crate::{driver::Change, store::HistoryQuery};
+use super::{Answers, Context, blocking, enrollment, nodes, person, shown, status, watch};
+use crate::store::HistoryQuery;
 
-const PAGE: u32 = 1_000;
 /// A token that lives longer is a secret that someone forgets.
 const TOKEN_LIFE_MAX: Millis = Millis::from_secs(30 * 86_400);
 /// Pool of a token that names none.
@@ -49,10 +46,7 @@ impl v1::fleet_server::Fleet for FleetService {
     async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         let request = request.into_inner();
         let subject = subject(&self.0, &request.subject).await?;
-        let (out, answers) = mpsc::channel(64);
-        let events = Events { context: self.0.clone(), subject, out };
-        tokio::spawn(events.run(request.after, request.limit, request.follow));
-        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+        Ok(Response::new(watch::open(self.0.clone(), subject, request.after, request.limit, request.follow)))
     }
 
     async fn create_token(
@@ -161,65 +155,4 @@ pub(super) async fn history_of(
     let reader = context.reader.clone();
     let entries = blocking(move || reader.history(&query).map_err(status::store)).await?;
     Ok(entries.into_iter().map(|entry| shown::event(context, entry)).collect())
-}
-
-/// One reader of the history.
-struct Events {
-    context: Arc<Context>,
-    subject: String,
-    out: mpsc::Sender<Result<v1::FleetEvent, Status>>,
-}
-
-impl Events {
-    async fn run(self, after: u64, limit: u32, follow: bool) {
-        if let Err(status) = self.tell_all(after, limit, follow).await {
-            // The reader may be gone already.
-            let _ = self.out.send(Err(status)).await;
-        }
-    }
-
-    async fn tell_all(&self, mut after: u64, limit: u32, follow: bool) -> Result<(), Status> {
-        // Listening begins before the first look, so that nothing falls in between.
-        let mut changes = self.context.handle.changes();
-        if limit > 0 {
-            after = after.max(self.start_of_last(after, limit).await?);
-        }
-        loop {
-            loop {
-                let page = self.page(HistoryQuery { after, limit: PAGE, ..Default::default() }).await?;
-                let Some(last) = page.last() else { break };
-                after = last.revision;
-                for entry in page {
-                    if self.out.send(Ok(shown::event(&self.context, entry))).await.is_err() {
-                        return Ok(());
-                    }
-                }
-            }
-            if !follow {
-                return Ok(());
-            }
-            loop {
-                tokio::select! {
-                    change = changes.recv() => match change.as_deref() {
-                        Ok(Change::Committed { revision, .. }) if *revision > after => break,
-                        Ok(Change::Committed { .. } | Change::Output(_)) => {}
-                        Err(RecvError::Lagged(_)) => break,
-                        Err(RecvError::Closed) => return Err(status::stopped(crate::driver::Stopped)),
-                    },
-                    () = self.out.closed() => return Ok(()),
-                }
-            }
-        }
-    }
-
-    async fn page(&self, query: HistoryQuery) -> Result<Vec<crate::store::Entry>, Status> {
-        let (reader, query) = (self.context.reader.clone(), HistoryQuery { subject: self.subject.clone(), ..query });
-        blocking(move || reader.history(&query).map_err(status::store)).await
-    }
-
-    /// The revision before the first of the newest `limit` ones.
-    async fn start_of_last(&self, after: u64, limit: u32) -> Result<u64, Status> {
-        let newest = self.page(HistoryQuery { after, limit, newest: true, ..Default::default() }).await?;
-        Ok(newest.first().map_or(after, |first| first.revision - 1))
-    }
 }

@@ -12,6 +12,7 @@ pub mod nodes;
 pub mod pools;
 mod shown;
 pub mod status;
+mod watch;
 
 use std::{pin::Pin, sync::Arc};
 
