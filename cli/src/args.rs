@@ -623,8 +623,41 @@ pub enum Pool {
     },
     /// What the pool would do now, and why.
     Explain { pool: String },
-    /// Every scaling decision with its reason, newest last.
+    /// Every scaling decision with its reason, newest last; with `-o wide` or json also what it was made of.
     History { pool: String },
+    /// Give the pool a size of your own, within its maximum, whatever its policy wants.
+    Scale {
+        pool: String,
+        /// So many hosts. Fewer: idle ones go, and busy ones when they become idle.
+        size: u32,
+        /// For so long. Default: until `muster pool resume`.
+        #[arg(long = "for", value_name = "TIME", value_parser = units::duration)]
+        hold: Option<Duration>,
+        /// Why.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Stop all scaling of the pool; what is there stays.
+    Pause {
+        pool: String,
+        /// Why; shown to everybody.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Scale by the policy alone again: ends a pause, one for failed hosts too, and a size set by `scale`.
+    Resume {
+        pool: String,
+        /// Why.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Forget an empty pool that no unfinished job asks for.
+    Delete {
+        pool: String,
+        /// Why.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -409,7 +409,7 @@ impl Driver {
             templates: templates.collect(),
             jobs: touched.jobs.iter().filter_map(|id| Some((*id, fleet.job(*id)?))).collect(),
             nodes: touched.nodes.iter().map(|id| (*id, fleet.node(*id))).collect(),
-            pools: touched.pools.iter().filter_map(|name| Some((name, fleet.pool(name)?))).collect(),
+            pools: touched.pools.iter().map(|name| (name, fleet.pool(name))).collect(),
             attempts: touched.attempts.iter().map(|(id, record)| (*id, record)).collect(),
             withdrawn: touched.withdrawn.iter().copied().collect(),
             history: &touched.history,

@@ -10,6 +10,7 @@
 pub mod demand;
 mod explain;
 pub mod packing;
+pub mod pattern;
 pub mod waits;
 
 use alloc::{string::String, vec::Vec};
@@ -119,8 +120,10 @@ pub struct Need {
     pub window: Millis,
     /// When `recent` may fall.
     pub recent_until: Option<Timestamp>,
-    /// What its pattern of day and week says for the time until then.
+    /// What its pattern of day and week says for the time until a host that is asked for now has booted.
     pub pattern: u32,
+    /// When `pattern` changes.
+    pub pattern_until: Option<Timestamp>,
 }
 
 impl Need {
@@ -205,6 +208,14 @@ pub struct PoolView {
     pub spent_today: Money,
 }
 
+impl PoolView {
+    /// An operator's own size, if its time is not over.
+    #[must_use]
+    pub fn pin_in_force(&self) -> Option<Pinned> {
+        self.pinned.filter(|pinned| pinned.until.is_none_or(|until| until > self.at))
+    }
+}
+
 /// What the pool should do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -243,6 +254,9 @@ pub fn decide(policy: &PoolPolicy, view: &PoolView) -> Decision {
     }
     let limits = Limits::of(policy, view);
     soonest.see(limits.until);
+    if policy.preset == Preset::Demand {
+        soonest.see(view.need.pattern_until);
+    }
     let asks = asks(policy, view, &limits);
     for ask in &asks {
         soonest.see(ask.state.due());
@@ -257,6 +271,20 @@ pub fn decide(policy: &PoolPolicy, view: &PoolView) -> Decision {
     match shrink(policy, view, &limits, &asks, &mut soonest) {
         Some(shrunk) => shrunk,
         None => Decision::Hold { until: soonest.at },
+    }
+}
+
+/// The size that the pool would have if nothing stood in its way but its limits.
+#[must_use]
+pub fn wanted(policy: &PoolPolicy, view: &PoolView) -> u32 {
+    let count = |hosts: &[NodeId]| u32::try_from(hosts.len()).unwrap_or(u32::MAX);
+    let limits = Limits::of(policy, view);
+    match decide(policy, view) {
+        Decision::In { release, .. } => view.supply.saturating_sub(count(&release)),
+        Decision::Out { .. } | Decision::Hold { .. } => {
+            let most = most_wanted(&asks(policy, view, &limits), &limits).map(|(wanted, _)| wanted);
+            most.unwrap_or(view.supply).max(view.supply)
+        }
     }
 }
 
@@ -288,7 +316,7 @@ pub(crate) struct Limits {
 impl Limits {
     fn of(policy: &PoolPolicy, view: &PoolView) -> Self {
         let bounds = Bounds::at(policy.min, policy.max, &policy.schedule, view.at);
-        let pinned = pinned(view);
+        let pinned = view.pin_in_force();
         let until = match (bounds.until, pinned.and_then(|pinned| pinned.until)) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
@@ -307,10 +335,6 @@ impl Limits {
     fn cap(&self) -> u32 {
         self.max.min(self.affordable)
     }
-}
-
-fn pinned(view: &PoolView) -> Option<Pinned> {
-    view.pinned.filter(|pinned| pinned.until.is_none_or(|until| until > view.at))
 }
 
 /// Hosts that the budgets allow: an hour's, and what the rest of the day's pays for an hour.

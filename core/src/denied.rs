@@ -55,6 +55,17 @@ pub enum Denied {
         /// What was asked.
         asked: &'static str,
     },
+    /// The pool's state forbids what was asked.
+    PoolState {
+        /// The pool.
+        pool: PoolName,
+        /// What was asked.
+        asked: &'static str,
+        /// What it is.
+        state: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// The name belongs to a live node with another key.
     NameTaken {
         /// The name.
@@ -89,6 +100,9 @@ impl fmt::Display for Denied {
             Self::NeverFits { reason } | Self::BadPolicy { reason } => f.write_str(reason),
             Self::NodeState { node, state, asked, advice } => {
                 write!(f, "cannot {asked} node {node}: it is {state}; {advice}")
+            }
+            Self::PoolState { pool, asked, state, advice } => {
+                write!(f, "cannot {asked} pool {pool}: it is {state}; {advice}")
             }
             Self::JobState { job, state, asked } => write!(f, "cannot {asked} job {job}: it is {state}"),
             Self::NameTaken { name } => {

@@ -141,6 +141,20 @@ pub enum Event {
         actor: Actor,
     },
 
+    /// Steer a pool otherwise than by its policy.
+    SteerPool {
+        /// Answered with `PoolSet`.
+        request: RequestId,
+        /// The pool.
+        pool: PoolName,
+        /// How.
+        order: PoolOrder,
+        /// Who asks.
+        actor: Actor,
+        /// Why.
+        reason: String,
+    },
+
     /// Go on although the store lost writes that were answered.
     AcceptLoss {
         /// Answered with `LossAccepted`.
@@ -311,6 +325,24 @@ pub enum Event {
         /// Why it gives no answer; none: it does.
         trouble: Option<String>,
     },
+}
+
+/// What an operator does to a pool besides setting its policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolOrder {
+    /// All scaling rests.
+    Pause,
+    /// It goes on by the policy alone: no pause, neither an operator's nor for failed hosts, and no size of its own.
+    Resume,
+    /// So many hosts, whatever the policy says, up to its maximum.
+    Scale {
+        /// So many.
+        size: u32,
+        /// Until then; none: until it is resumed.
+        until: Option<Timestamp>,
+    },
+    /// Forget it; only if it is empty.
+    Delete,
 }
 
 /// What a drain asks.

@@ -18,6 +18,7 @@ use crate::{
     autoscale::{
         PoolView, Readings,
         demand::{BootTimes, Memory, Runs},
+        pattern::{Ongoing, Pattern},
         waits::Waits,
     },
     ids::{HostRequestId, NodeId},
@@ -58,6 +59,9 @@ pub struct PoolRecord {
     /// What a host of this pool turned out to have.
     #[serde(default)]
     pub made: Option<Made>,
+    /// Its need over day and week.
+    #[serde(default, skip_serializing_if = "Pattern::is_empty")]
+    pub pattern: Pattern,
 }
 
 impl PoolRecord {
@@ -76,6 +80,7 @@ impl PoolRecord {
             boots: BootTimes::default(),
             spent: Spent::default(),
             made: None,
+            pattern: Pattern::default(),
         }
     }
 }
@@ -160,6 +165,8 @@ pub struct Pool {
     pub memory: Memory,
     /// How long its tasks run.
     pub runs: Runs,
+    /// The part of its pattern that is under way.
+    pub ongoing: Ongoing,
     /// How long its tasks waited.
     pub waits: Waits,
     /// Why its provider gives no answer; none: it does, or was not asked.
@@ -180,6 +187,7 @@ impl Pool {
             below_since: Vec::new(),
             memory: Memory::default(),
             runs: Runs::default(),
+            ongoing: Ongoing::default(),
             waits: Waits::default(),
             provider_trouble: None,
             next_look: Timestamp(0),
@@ -199,6 +207,12 @@ impl Pool {
         let below = conditions.iter().enumerate();
         self.below_since =
             below.map(|(at, one)| since(self.below_since.get(at), readings.is_below(one) == Some(true))).collect();
+    }
+
+    /// Nothing can ever change its size: it is not looked at.
+    #[must_use]
+    pub const fn is_fixed(&self) -> bool {
+        self.record.policy.is_fixed() && self.record.pin.is_none()
     }
 
     /// Its rules have changed: how long each has held begins anew.

@@ -420,6 +420,7 @@ const fn denied_name(denied: &Denied) -> &'static str {
         Denied::NeverFits { .. } => "never fits",
         Denied::NodeState { .. } => "node state",
         Denied::JobState { .. } => "job state",
+        Denied::PoolState { .. } => "pool state",
         Denied::NameTaken { .. } => "name taken",
         Denied::BadPolicy { .. } => "bad policy",
         Denied::LimitReached { .. } => "limit reached",

@@ -145,6 +145,7 @@ pub(crate) const fn event_name(event: &Event) -> &'static str {
         Event::Resume { .. } => "resume",
         Event::RemoveNode { .. } => "remove_node",
         Event::SetPool { .. } => "set_pool",
+        Event::SteerPool { .. } => "steer_pool",
         Event::Enroll { .. } => "enroll",
         Event::NodeConnected { .. } => "node_connected",
         Event::NodeDisconnected { .. } => "node_disconnected",

@@ -129,9 +129,11 @@ impl Store {
             undo.nodes.push((*id, before));
         }
         for name in &touched.pools {
-            if let Some(pool) = fleet.pool(name) {
-                undo.pools.push((name.clone(), self.pools.insert(name.clone(), pool.clone())));
-            }
+            let before = match fleet.pool(name) {
+                Some(pool) => self.pools.insert(name.clone(), pool.clone()),
+                None => self.pools.remove(name),
+            };
+            undo.pools.push((name.clone(), before));
         }
         for id in &touched.withdrawn {
             undo.attempts.push((*id, self.attempts.remove(id)));

@@ -14,6 +14,7 @@ mod failover;
 mod hostile_agent;
 mod jobs;
 mod partition;
+mod pools;
 mod restarts;
 mod restored;
 mod reuse;

@@ -29,7 +29,7 @@ pub enum Need {
 }
 
 /// A path that ends in `/` stands for all below it.
-const TABLE: [(&str, Need); 33] = [
+const TABLE: [(&str, Need); 37] = [
     ("/grpc.health.v1.Health/", Need::Open),
     ("/grpc.reflection.v1.ServerReflection/", Need::Person(Role::Read)),
     ("/grpc.reflection.v1alpha.ServerReflection/", Need::Person(Role::Read)),
@@ -58,6 +58,10 @@ const TABLE: [(&str, Need); 33] = [
     ("/muster.v1.Nodes/Remove", Need::Person(Role::Admin)),
     ("/muster.v1.Pools/List", Need::Person(Role::Read)),
     ("/muster.v1.Pools/Set", Need::Person(Role::Admin)),
+    ("/muster.v1.Pools/Pause", Need::Person(Role::Operate)),
+    ("/muster.v1.Pools/Resume", Need::Person(Role::Operate)),
+    ("/muster.v1.Pools/Scale", Need::Person(Role::Operate)),
+    ("/muster.v1.Pools/Delete", Need::Person(Role::Admin)),
     ("/muster.v1.Pools/History", Need::Person(Role::Read)),
     ("/muster.v1.Fleet/Status", Need::Person(Role::Read)),
     ("/muster.v1.Fleet/Events", Need::Person(Role::Read)),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use muster_core::{
     effect::Sizes,
-    event::Event,
+    event::{Event, PoolOrder},
     fleet::Fleet,
     ids::{Actor, PoolName},
     policy::PoolPolicy,
+    time::Millis,
 };
 use muster_proto::{convert, v1};
 use tonic::{Request, Response, Status};
@@ -41,8 +42,33 @@ impl v1::pools_server::Pools for Pools {
         let name = PoolName(convert::name("policy.name", &policy.name.0).map_err(status::rejected)?);
         let set = |request| Event::SetPool { request, policy, actor: Actor(actor) };
         self.0.handle.ask(set).await.map_err(status::stopped)?.map_err(status::denied)?;
-        let pool = self.0.handle.query(move |fleet, _| shown::pool(fleet, &name)).await.map_err(status::stopped)?;
-        pool.map(Response::new).ok_or_else(|| Status::not_found("the pool was removed meanwhile"))
+        self.shown(name).await
+    }
+
+    async fn pause(&self, request: Request<v1::PoolRequest>) -> Result<Response<v1::Pool>, Status> {
+        self.steer_as_told(request, PoolOrder::Pause).await
+    }
+
+    async fn resume(&self, request: Request<v1::PoolRequest>) -> Result<Response<v1::Pool>, Status> {
+        self.steer_as_told(request, PoolOrder::Resume).await
+    }
+
+    async fn scale(&self, request: Request<v1::ScalePoolRequest>) -> Result<Response<v1::Pool>, Status> {
+        let (actor, _) = person(&request)?;
+        let request = request.into_inner();
+        let (name, reason) = checked(&request.pool, &request.reason)?;
+        let now = self.0.handle.query(|_, now| now).await.map_err(status::stopped)?;
+        let until = request.hold_ms.map(|hold| now + Millis(hold));
+        self.steer(&name, PoolOrder::Scale { size: request.size, until }, actor, reason).await?;
+        self.shown(name).await
+    }
+
+    async fn delete(&self, request: Request<v1::PoolRequest>) -> Result<Response<v1::DeletePoolResponse>, Status> {
+        let (actor, _) = person(&request)?;
+        let request = request.into_inner();
+        let (name, reason) = checked(&request.pool, &request.reason)?;
+        self.steer(&name, PoolOrder::Delete, actor, reason).await?;
+        Ok(Response::new(v1::DeletePoolResponse {}))
     }
 
     async fn history(
@@ -67,4 +93,35 @@ impl v1::pools_server::Pools for Pools {
         });
         Ok(Response::new(v1::PoolHistoryResponse { decisions: decisions.collect() }))
     }
+}
+
+impl Pools {
+    async fn shown(&self, name: PoolName) -> Result<Response<v1::Pool>, Status> {
+        let pool = self.0.handle.query(move |fleet, _| shown::pool(fleet, &name)).await.map_err(status::stopped)?;
+        pool.map(Response::new).ok_or_else(|| Status::not_found("the pool was removed meanwhile"))
+    }
+
+    async fn steer(&self, name: &PoolName, order: PoolOrder, actor: String, reason: String) -> Result<(), Status> {
+        let pool = name.clone();
+        let steer = |request| Event::SteerPool { request, pool, order, actor: Actor(actor), reason };
+        self.0.handle.ask(steer).await.map_err(status::stopped)?.map_err(status::denied)?;
+        Ok(())
+    }
+
+    async fn steer_as_told(
+        &self,
+        request: Request<v1::PoolRequest>,
+        order: PoolOrder,
+    ) -> Result<Response<v1::Pool>, Status> {
+        let (actor, _) = person(&request)?;
+        let request = request.into_inner();
+        let (name, reason) = checked(&request.pool, &request.reason)?;
+        self.steer(&name, order, actor, reason).await?;
+        self.shown(name).await
+    }
+}
+
+fn checked(pool: &str, reason: &str) -> Result<(PoolName, String), Status> {
+    let name = PoolName(convert::name("pool", pool).map_err(status::rejected)?);
+    Ok((name, convert::reason(reason).map_err(status::rejected)?))
 }

@@ -1,13 +1,14 @@
 //! Records as operators see them. Nothing here decides; it only says.
 
 use muster_core::{
+    autoscale,
     effect::{AttemptRecord, EndRecord},
     end::End,
     fleet::Fleet,
     ids::{AttemptId, JobId, NodeId},
     job::JobRecord,
     node::{Drain, Duty, Hold, Liveness, NodeRecord},
-    pool::Host,
+    time::Timestamp,
 };
 use muster_proto::{convert, v1};
 use prost::Message as _;
@@ -217,14 +218,15 @@ fn drain(record: &NodeRecord) -> Option<v1::Drain> {
     })
 }
 
-/// A pool with its policy as text.
+/// A pool with its policy as text, as it was last looked at.
 pub(super) fn pool(fleet: &Fleet, name: &muster_core::ids::PoolName) -> Option<v1::Pool> {
     let record = fleet.pool(name)?;
+    let view = fleet.pool_view(name)?;
     let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let members = || fleet.nodes().filter(|(_, node)| node.pool == *name);
     let here = members().filter(|(_, node)| !matches!(node.liveness, Liveness::Gone(_) | Liveness::Lost(_)));
     let draining = members().filter(|(_, node)| node.drain().is_some());
-    let kept = record.hosts.values().filter(|host| !matches!(host, Host::Deleting { .. })).count();
+    let own = members().filter(|(_, node)| node.host.is_none() && !matches!(node.liveness, Liveness::Gone(_)));
     let nodes = small(here.count());
     Some(v1::Pool {
         name: name.0.clone(),
@@ -232,8 +234,20 @@ pub(super) fn pool(fleet: &Fleet, name: &muster_core::ids::PoolName) -> Option<v
         nodes,
         booting: small(fleet.booting(name)),
         draining: small(draining.count()),
-        wanted: small(kept).max(record.policy.min.min(record.policy.max)),
+        wanted: if view.at == Timestamp(0) { nodes } else { autoscale::wanted(&record.policy, view) },
         explanation: fleet.explain_pool(name),
+        decided_ms: view.at.0,
+        idle: small(view.idle.len()),
+        hosts: small(record.hosts.len() + own.count()),
+        min: record.policy.min,
+        max: record.policy.max,
+        queue: view.readings.queue,
+        paused: match (&record.stopped, &record.paused) {
+            (Some(mark), _) => format!("{} ({})", mark.reason, mark.actor),
+            (None, paused) => paused.clone().unwrap_or_default(),
+        },
+        pinned: view.pin_in_force().map(|pinned| pinned.size),
+        spent_today_micros: record.policy.cost.map(|_| view.spent_today.0),
     })
 }
 

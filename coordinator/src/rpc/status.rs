@@ -14,7 +14,9 @@ pub fn denied(denied: Denied) -> Status {
         Denied::UnknownJob(_) | Denied::UnknownTask { .. } | Denied::UnknownNode(_) | Denied::UnknownPool(_) => {
             Code::NotFound
         }
-        Denied::NeverFits { .. } | Denied::NodeState { .. } | Denied::JobState { .. } => Code::FailedPrecondition,
+        Denied::NeverFits { .. } | Denied::NodeState { .. } | Denied::JobState { .. } | Denied::PoolState { .. } => {
+            Code::FailedPrecondition
+        }
         Denied::BadPolicy { .. } => Code::InvalidArgument,
         Denied::LimitReached { .. } => Code::ResourceExhausted,
     };

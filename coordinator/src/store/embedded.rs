@@ -346,8 +346,12 @@ fn write_nodes_and_pools(connection: &Connection, batch: &Batch<'_>) -> rusqlite
     let mut put = connection.prepare_cached(
         "INSERT INTO pools (name, record) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET record = excluded.record",
     )?;
+    let mut forget = connection.prepare_cached("DELETE FROM pools WHERE name = ?1")?;
     for (name, record) in &batch.pools {
-        put.execute(params![name.0, to_json(record)])?;
+        match record {
+            Some(record) => put.execute(params![name.0, to_json(record)])?,
+            None => forget.execute([&name.0])?,
+        };
     }
     Ok(())
 }

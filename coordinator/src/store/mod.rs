@@ -104,8 +104,8 @@ pub struct Batch<'a> {
     pub jobs: Vec<(JobId, &'a JobRecord)>,
     /// Nodes as they are now; none: forgotten.
     pub nodes: Vec<(NodeId, Option<&'a NodeRecord>)>,
-    /// Pools as they are now.
-    pub pools: Vec<(&'a PoolName, &'a PoolRecord)>,
+    /// Pools as they are now; none: delete the row.
+    pub pools: Vec<(&'a PoolName, Option<&'a PoolRecord>)>,
     /// Attempts as they are now.
     pub attempts: Vec<(AttemptId, &'a AttemptRecord)>,
     /// Taken back before they started: their rows go.

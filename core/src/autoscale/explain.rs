@@ -5,7 +5,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use super::{
     Ask, AskKind, AskState, Decision, FRESH_PERCENT, Going, GoingWhy, Limits, PoolView, Reading, Soonest, asks, decide,
-    disruption_left, going, most_wanted, pinned, victims,
+    disruption_left, going, most_wanted, victims,
 };
 use crate::{
     policy::{Metric, PERCENT, PoolPolicy, Preset, ScaleOut},
@@ -25,7 +25,7 @@ pub fn explain(policy: &PoolPolicy, view: &PoolView) -> Vec<String> {
     if let Some(reason) = &view.paused {
         line("paused", format!("no host is made: {reason}; `muster pool resume` tries again"));
     }
-    if let Some(pinned) = pinned(view) {
+    if let Some(pinned) = view.pin_in_force() {
         let until =
             pinned.until.map_or_else(|| String::from("until resumed"), |at| format!("for {}", at.since(view.at)));
         line("size", format!("{} by an operator, {until}", pinned.size));

@@ -1,3 +1,5 @@
+//! Decisions by example, and what no decision may ever be.
+
 use std::{collections::BTreeMap, string::ToString as _};
 
 use proptest::prelude::*;

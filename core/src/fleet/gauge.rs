@@ -29,6 +29,8 @@ use crate::{
 pub(super) const SCALER: &str = "scaler";
 /// Until it is known how long a pool's tasks run, the waiting ones ask for at most so many hosts.
 const FIRST_HOSTS: u64 = 10;
+/// A task that has waited for so many boot times was to have its turn by then.
+const PATIENCE_BOOTS: u64 = 2;
 
 /// A metric's sums over the nodes of a pool.
 #[derive(Clone, Copy, Debug, Default)]
@@ -167,7 +169,10 @@ impl Fleet {
             view.readings.queue = queue;
             let started = pool.waits.p95(now).unwrap_or_default();
             view.readings.wait = Reading::Value(started.max(oldest).0);
-            view.need = need_of(pool, &view, shared, &capacity, now);
+            view.need = need_of(pool, &view, shared, &capacity, oldest);
+            if pool.ongoing.note(view.need.now, &mut pool.record.pattern, now) {
+                out.touched.pools.insert(name.clone());
+            }
             view.silent = view.silent.or_else(|| unanswered(pool, now));
             if let Some(until) = braked {
                 view.silent = Some((String::from("much of the fleet fell silent at once"), Some(until)));
@@ -206,7 +211,7 @@ impl Fleet {
         let mut order: Vec<(Money, &PoolName, &Pool)> = self
             .pools
             .iter()
-            .filter(|(_, pool)| !pool.record.policy.is_fixed())
+            .filter(|(_, pool)| !pool.is_fixed())
             .map(|(name, pool)| (pool.record.policy.cost.map_or(Money(0), |cost| cost.price_per_hour), name, pool))
             .collect();
         order.sort_by_key(|(price, name, _)| (*price, *name));
@@ -271,10 +276,11 @@ pub(super) fn booting(hosts: &BTreeMap<HostRequestId, Host>) -> u32 {
 }
 
 /// What runs and waits, and what has lately.
-fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Resources, now: Timestamp) -> Need {
-    let (runs, boot) = (pool.runs, view.boot);
-    let placed: Vec<Waiting> =
-        waiting.iter().map(|class| Waiting { tasks: runs.places(class.tasks, boot), ..*class }).collect();
+fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Resources, oldest: Millis) -> Need {
+    let (runs, boot, now) = (pool.runs, view.boot, view.at);
+    // Who waits for much longer than a host takes to come shows that these tasks are not as short as those before.
+    let places = |tasks| if oldest.0 > boot.0 * PATIENCE_BOOTS { tasks } else { runs.places(tasks, boot) };
+    let placed: Vec<Waiting> = waiting.iter().map(|class| Waiting { tasks: places(class.tasks), ..*class }).collect();
     let per_host = |class: &Waiting| capacity.count_of(&class.request).max(1);
     let queued: u64 = placed.iter().map(|class| (class.tasks * u64::from(WHOLE)).div_ceil(per_host(class))).sum();
     let mut need = (u64::from(view.need.now) + queued).div_ceil(u64::from(WHOLE));
@@ -287,13 +293,15 @@ fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Res
     let now_needed = u32::try_from(need).unwrap_or(u32::MAX);
     pool.memory.note(now_needed, boot, now);
     let (recent, recent_until) = pool.memory.most(boot, now);
+    let (pattern, pattern_until) = pool.record.pattern.floor(boot, now);
     Need {
         now: now_needed,
         missing: u32::try_from(missing).unwrap_or(u32::MAX),
         recent,
         window: pool.memory.window(boot),
         recent_until,
-        pattern: 0,
+        pattern,
+        pattern_until,
     }
 }
 

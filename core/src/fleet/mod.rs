@@ -15,6 +15,7 @@ mod reconcile;
 mod restore;
 mod scaling;
 mod session;
+mod steering;
 mod timers;
 mod view;
 
@@ -172,6 +173,10 @@ impl Fleet {
             }
             Event::SetPool { request, policy, actor } => {
                 let reply = self.set_pool(*policy, actor, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::SteerPool { request, pool, order, actor, reason } => {
+                let reply = self.steer_pool(pool, order, actor, reason, now, out);
                 reply_to(request, reply, out);
             }
             Event::Enroll { request, name, pool, host, key } => {

@@ -26,7 +26,7 @@ impl Fleet {
         for (name, pool) in &self.pools {
             if pool.next_look <= now {
                 due.insert(name.clone());
-            } else if !pool.record.policy.is_fixed() {
+            } else if !pool.is_fixed() {
                 later.push((pool.next_look, name.clone()));
             }
         }
@@ -37,7 +37,7 @@ impl Fleet {
             self.remind_provider(name, now, out);
         }
         // A pool that never scales is not counted: that would look at all its nodes for nothing.
-        due.retain(|name| self.pools.get(name).is_some_and(|pool| !pool.record.policy.is_fixed()));
+        due.retain(|name| self.pools.get(name).is_some_and(|pool| !pool.is_fixed()));
         if due.is_empty() {
             return;
         }

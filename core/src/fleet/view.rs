@@ -173,6 +173,9 @@ impl Fleet {
     #[must_use]
     pub fn explain_pool(&self, name: &PoolName) -> Vec<String> {
         let Some(pool) = self.pools.get(name) else { return Vec::new() };
+        if pool.is_fixed() {
+            return Vec::from([String::from("size        as it is: its policy has no preset, no rule and no minimum")]);
+        }
         autoscale::explain(&pool.record.policy, &pool.view)
     }
 

@@ -1,3 +1,5 @@
+//! What a policy's file means, and how a wrong one is refused.
+
 use std::string::ToString as _;
 
 use proptest::prelude::*;

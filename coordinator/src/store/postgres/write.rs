@@ -26,6 +26,7 @@ const NODES: &str = "INSERT INTO muster.nodes (id, record) SELECT * FROM unnest(
 const FORGOTTEN: &str = "DELETE FROM muster.nodes WHERE id = ANY ($1::bigint[])";
 const POOLS: &str = "INSERT INTO muster.pools (name, record) SELECT * FROM unnest($1::text[], $2::text[])
     ON CONFLICT (name) DO UPDATE SET record = excluded.record";
+const DELETED: &str = "DELETE FROM muster.pools WHERE name = ANY ($1::text[])";
 const WITHDRAWN: &str = "DELETE FROM muster.attempts USING unnest($1::bigint[], $2::bigint[], $3::bigint[])
     AS gone (job, task, number)
     WHERE attempts.job = gone.job AND attempts.task = gone.task AND attempts.number = gone.number";
@@ -120,10 +121,15 @@ impl Rows {
         if !forgotten.is_empty() {
             self.add(FORGOTTEN, vec![Box::new(forgotten)]);
         }
-        if !batch.pools.is_empty() {
-            let (names, records): (Vec<String>, Vec<String>) =
-                batch.pools.iter().map(|(name, record)| (name.0.clone(), to_json(record))).unzip();
+        let kept = batch.pools.iter().filter_map(|(name, record)| Some((name.0.clone(), to_json((*record)?))));
+        let (names, records): (Vec<String>, Vec<String>) = kept.unzip();
+        if !names.is_empty() {
             self.add(POOLS, vec![Box::new(names), Box::new(records)]);
+        }
+        let deleted = batch.pools.iter().filter(|(_, record)| record.is_none()).map(|(name, _)| name.0.clone());
+        let deleted: Vec<String> = deleted.collect();
+        if !deleted.is_empty() {
+            self.add(DELETED, vec![Box::new(deleted)]);
         }
     }
 
