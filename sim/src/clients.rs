@@ -10,7 +10,9 @@ use muster_core::{
     ids::{Actor, JobId, NodeId, PoolName, RequestId},
     job::JobRecord,
     node::{Duty, NodeRecord},
-    policy::{Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
+    policy::{
+        Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, Preset, ProviderKind, ScaleIn, ScaleOut,
+    },
     resources::Resources,
     spec::{Delivery, JobSpec, OnDrain, Retries},
     time::{Millis, Timestamp},
@@ -129,13 +131,20 @@ impl World {
         };
         let elastic = PoolPolicy {
             placement: PlacementOrder::BinPack,
-            scale_out: vec![rule],
-            scale_in: Some(ScaleIn {
-                when: vec![Below { metric: Metric::QueueLength, below: 4, hold: Millis(0) }],
-                cooldown: Some(Millis::from_secs(2)),
-                ..ScaleIn::one_by_one(Millis::from_secs(8))
-            }),
             ..policy(ELASTIC, ProviderKind::Local, self.setup.pool_max)
+        };
+        let elastic = if (self.seed / 2).is_multiple_of(2) {
+            PoolPolicy { preset: Preset::Demand, ..elastic }
+        } else {
+            PoolPolicy {
+                scale_out: vec![rule],
+                scale_in: Some(ScaleIn {
+                    when: vec![Below { metric: Metric::QueueLength, below: 4, hold: Millis(0) }],
+                    cooldown: Some(Millis::from_secs(2)),
+                    ..ScaleIn::one_by_one(Millis::from_secs(8))
+                }),
+                ..elastic
+            }
         };
         let request = self.request(Asked::Other, None);
         self.tell(member, Event::SetPool { request, policy: Box::new(elastic), actor: operator() })

@@ -36,6 +36,7 @@ pub struct Outcome {
 }
 
 pub struct World {
+    pub seed: u64,
     pub rng: Rng,
     pub setup: Setup,
     pub now: Timestamp,
@@ -113,6 +114,7 @@ impl World {
         let coordinators = setup.coordinators.unwrap_or(1 + (seed % 2) as usize);
         let members = (0..coordinators.max(1)).map(|_| Member::new(drift(&mut rng))).collect();
         Self {
+            seed,
             rng,
             setup,
             now: START,
