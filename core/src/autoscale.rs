@@ -198,6 +198,8 @@ pub struct PoolView {
     pub last_out: Option<Timestamp>,
     /// Scale-out rests because hosts kept failing: why.
     pub paused: Option<String>,
+    /// From then on one host at a time is tried all the same.
+    pub trial_at: Option<Timestamp>,
     /// All scaling rests because an operator said so: why.
     pub stopped: Option<String>,
     /// An operator's own size.
@@ -209,6 +211,15 @@ pub struct PoolView {
 }
 
 impl PoolView {
+    /// New hosts that failures allow.
+    fn may_make(&self) -> u32 {
+        match (&self.paused, self.trial_at) {
+            (None, _) => u32::MAX,
+            (Some(_), Some(at)) if at <= self.at => 1u32.saturating_sub(self.booting),
+            (Some(_), _) => 0,
+        }
+    }
+
     /// An operator's own size, if its time is not over.
     #[must_use]
     pub fn pin_in_force(&self) -> Option<Pinned> {
@@ -254,6 +265,7 @@ pub fn decide(policy: &PoolPolicy, view: &PoolView) -> Decision {
     }
     let limits = Limits::of(policy, view);
     soonest.see(limits.until);
+    soonest.see(view.trial_at);
     if policy.preset == Preset::Demand {
         soonest.see(view.need.pattern_until);
     }
@@ -263,7 +275,6 @@ pub fn decide(policy: &PoolPolicy, view: &PoolView) -> Decision {
     }
     if let Some((wanted, reason)) = most_wanted(&asks, &limits)
         && wanted > view.supply
-        && view.paused.is_none()
         && let Some(grown) = grow(view, wanted, &limits, reason)
     {
         return grown;
@@ -443,8 +454,12 @@ fn grow(view: &PoolView, wanted: u32, limits: &Limits, ask: &Ask) -> Option<Deci
     let keep: Vec<NodeId> = view.cancellable.iter().copied().take(more as usize).collect();
     let kept = u32::try_from(keep.len()).unwrap_or(u32::MAX);
     // At the maximum, counting hosts that are still leaving: their going is an event.
-    let create = (more - kept).min(limits.cap().saturating_sub(view.hosts));
-    let reason = explain::out_reason(view, ask, limits);
+    let room = limits.cap().saturating_sub(view.hosts);
+    let create = (more - kept).min(room).min(view.may_make());
+    let mut reason = explain::out_reason(view, ask, limits);
+    if view.paused.is_some() && create > 0 {
+        reason.push_str("; a trial, because hosts kept failing");
+    }
     (kept + create > 0).then_some(Decision::Out { keep, create, reason })
 }
 

@@ -70,6 +70,10 @@ pub const PROVIDER_LIST_EVERY: Millis = Millis::from_secs(15);
 pub const POOL_LOOK: Millis = Millis::from_secs(1);
 /// A node's figures count as long as it was heard within this time.
 pub const SAMPLE_FRESH: Millis = Millis::from_secs(10);
+/// A pool whose hosts keep failing tries one after this, and after twice as long for each that fails again.
+pub const PAUSE_MIN: Millis = Millis::from_secs(60);
+/// Longest time between two trials of such a pool.
+pub const PAUSE_MAX: Millis = Millis::from_secs(30 * 60);
 /// A provider that has not confirmed a deletion for this long is silent: the pool does not shrink.
 pub const PROVIDER_SILENT: Millis = Millis::from_secs(60);
 

@@ -39,6 +39,9 @@ pub struct PoolRecord {
     pub failures: u32,
     /// Scale-out rests, and why, because hosts kept failing.
     pub paused: Option<String>,
+    /// Then one host is tried; none: at once.
+    #[serde(default)]
+    pub paused_until: Option<Timestamp>,
     /// The last change of its size.
     pub last_scaled: Option<Timestamp>,
     /// The last change for more.
@@ -73,6 +76,7 @@ impl PoolRecord {
             hosts: BTreeMap::new(),
             failures: 0,
             paused: None,
+            paused_until: None,
             last_scaled: None,
             last_out: None,
             stopped: None,

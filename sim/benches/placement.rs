@@ -13,12 +13,15 @@ use muster_core::{
     event::{Event, Hello},
     fleet::{Fleet, Output},
     ids::{Actor, AttemptId, Epoch, NodeId, PoolName, RequestId, Revision, SessionId, Term},
+    policy::{HostTemplate, PoolPolicy, Preset, ProviderKind},
     resources::Resources,
     spec::{Delivery, JobSpec, OnDrain, Retries},
     time::{Millis, Timestamp},
 };
 
 const ROUNDS: u32 = 20_000;
+/// Fewer seconds than a lease lasts.
+const LOOKS: u32 = 12;
 
 fn main() {
     let base = measure(100, 1_000);
@@ -29,6 +32,9 @@ fn main() {
     }
     let memory = submit_cost();
     println!("submit of a 1,000,000-task array: {memory:.3} ms in the core");
+    for nodes in [100, 1_000, 10_000] {
+        println!("a look at a pool of {nodes} nodes, at most one a second: {:.3} ms", look_cost(nodes));
+    }
 }
 
 /// Nanoseconds for one task: its start and end are told, and another is placed.
@@ -56,6 +62,29 @@ fn measure(nodes: u64, waiting: u32) -> f64 {
         );
     }
     begun.elapsed().as_nanos() as f64 / f64::from(ROUNDS)
+}
+
+/// Milliseconds of a decision on a pool's size, with a long queue.
+fn look_cost(nodes: u64) -> f64 {
+    let mut fleet = Fleet::default();
+    let mut now = Timestamp(1_000_000);
+    let mut running = Vec::new();
+    apply(&mut fleet, Event::Led { term: Term(1) }, now, &mut running);
+    let host = HostTemplate { cpu_milli: 1_000, memory_bytes: 1 << 30, disk_bytes: 1 << 30, labels: BTreeMap::new() };
+    let pool = PoolPolicy::fixed(PoolName("batch".into()), ProviderKind::Static, 0, 20_000, host);
+    let policy = Box::new(PoolPolicy { preset: Preset::Demand, ..pool });
+    let set = Event::SetPool { request: RequestId(1), policy, actor: Actor("bench".into()) };
+    apply(&mut fleet, set, now, &mut running);
+    for node in 1..=nodes {
+        join(&mut fleet, node, now, &mut running);
+    }
+    apply(&mut fleet, submit(100_000), now, &mut running);
+    let begun = Instant::now();
+    for _ in 0..LOOKS {
+        now = now + Millis::from_secs(1);
+        apply(&mut fleet, Event::Tick, now, &mut running);
+    }
+    begun.elapsed().as_secs_f64() * 1_000.0 / f64::from(LOOKS)
 }
 
 fn submit_cost() -> f64 {

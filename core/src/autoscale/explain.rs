@@ -23,7 +23,8 @@ pub fn explain(policy: &PoolPolicy, view: &PoolView) -> Vec<String> {
         line("paused", format!("by an operator: {reason}; `muster pool resume` goes on"));
     }
     if let Some(reason) = &view.paused {
-        line("paused", format!("no host is made: {reason}; `muster pool resume` tries again"));
+        let when = view.trial_at.map_or(Millis(0), |at| at.since(view.at));
+        line("paused", format!("{reason}; one is tried in {when}, or at once by `muster pool resume`"));
     }
     if let Some(pinned) = view.pin_in_force() {
         let until =

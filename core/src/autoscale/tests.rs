@@ -317,6 +317,19 @@ fn a_schedule_moves_the_limits_and_wakes_at_its_edge() {
     assert_eq!(created(&decide(&policy, &at(&view(), hour(8)))), 2);
 }
 
+#[test]
+fn hosts_that_keep_failing_are_tried_one_at_a_time() {
+    let need = Need { now: 6, missing: 5, recent: 6, ..Need::default() };
+    let view = PoolView { need, paused: Some("3 hosts failed".to_string()), trial_at: Some(NOW + Millis(9)), ..view() };
+    assert_eq!(decide(&demand(20), &view), Decision::Hold { until: Some(NOW + Millis(9)) });
+    let due = at(&view, NOW + Millis(9));
+    assert_eq!(created(&decide(&demand(20), &due)), 1);
+    let tried = PoolView { supply: 2, booting: 1, hosts: 2, ..due };
+    assert_eq!(created(&decide(&demand(20), &tried)), 0, "it boots");
+    let kept = PoolView { cancellable: Vec::from([NodeId(9)]), ..view };
+    assert!(matches!(decide(&demand(20), &kept), Decision::Out { create: 0, .. }), "a drain can be cancelled");
+}
+
 fn some_policy() -> impl Strategy<Value = PoolPolicy> {
     let preset = prop_oneof![Just(Preset::Demand), Just(Preset::Thresholds), Just(Preset::None)];
     (preset, 0u32..5, 0u32..20, any::<bool>(), proptest::option::of(1u32..6)).prop_map(
@@ -371,7 +384,7 @@ proptest! {
             Decision::Out { keep, create, .. } => {
                 prop_assert!(create == 0 || view.hosts + create <= policy.max, "FL-11: {create} of {}", view.hosts);
                 prop_assert!(view.supply + keep.len() as u32 + create <= policy.max);
-                prop_assert!(view.paused.is_none());
+                prop_assert!(view.paused.is_none() || create == 0);
                 prop_assert!(keep.iter().all(|node| view.cancellable.contains(node)));
             }
             Decision::In { release, busy, .. } => {

@@ -363,6 +363,7 @@ impl Tally {
             last_scaled: record.last_scaled,
             last_out: record.last_out,
             paused: record.paused.clone(),
+            trial_at: record.paused.as_ref().map(|_| record.paused_until.unwrap_or_default()),
             stopped: record.stopped.as_ref().map(|mark| format!("{} ({})", mark.reason, mark.actor)),
             pinned: record.pin.as_ref().map(|pin| Pinned { size: pin.size, until: pin.until }),
             silent,

@@ -279,7 +279,7 @@ impl Fleet {
         record(out, now, subject, "policy_set", sentence, Some(&actor));
         let pool = match self.pools.remove(&name) {
             Some(mut pool) => {
-                pool.record = PoolRecord { policy, failures: 0, paused: None, ..pool.record };
+                pool.record = PoolRecord { policy, failures: 0, paused: None, paused_until: None, ..pool.record };
                 pool.forget_breaches();
                 pool
             }

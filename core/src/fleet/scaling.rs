@@ -211,10 +211,15 @@ impl Fleet {
         pool.record.failures += 1;
         let subject = Subject::Pool { name: name.clone(), sizes: None };
         record(out, now, subject.clone(), "host_failed", String::from(reason), None);
-        if pool.record.failures >= pool.record.policy.boot_failures && pool.record.paused.is_none() {
+        if let Some(again) = pool.record.failures.checked_sub(pool.record.policy.boot_failures) {
+            let doubled = limits::PAUSE_MIN.0.saturating_mul(1 << again.min(16));
+            let rest = Millis(doubled).min(limits::PAUSE_MAX);
             let sentence = format!("{} hosts in a row failed, the last: {reason}", pool.record.failures);
-            record(out, now, subject, "paused", sentence.clone(), None);
+            let told = format!("{sentence}; one is tried in {rest}");
+            record(out, now, subject, "paused", told, None);
             pool.record.paused = Some(sentence);
+            pool.record.paused_until = Some(now + rest);
+            self.timers.set(now + rest, Timer::Pool(name.clone()));
         }
         out.touched.pools.insert(name.clone());
     }

@@ -281,6 +281,11 @@ impl Fleet {
         match pool.record.hosts.get(&host) {
             Some(Host::Requested(since)) => {
                 pool.record.failures = 0;
+                pool.record.paused_until = None;
+                if pool.record.paused.take().is_some() {
+                    let subject = Subject::Pool { name: node.record.pool.clone(), sizes: None };
+                    record(out, now, subject, "unpaused", String::from("a host has joined"), None);
+                }
                 pool.record.boots.note(now.since(*since));
                 pool.record.made = Some(Made { capacity: node.record.capacity, fences: node.record.fences.clone() });
             }

@@ -37,6 +37,7 @@ impl Fleet {
             PoolOrder::Resume => {
                 pool.record.stopped = None;
                 pool.record.paused = None;
+                pool.record.paused_until = None;
                 pool.record.failures = 0;
                 pool.record.pin = None;
                 ("scaling_resumed", reason)
