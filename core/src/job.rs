@@ -22,6 +22,7 @@ use crate::{
     end::{Blame, End},
     ids::{Actor, NodeId, TaskIndex},
     limits,
+    mutation::{self, Mutation},
     range_set::RangeSet,
     spec::{Delivery, JobSpec},
     time::{Millis, Timestamp},
@@ -300,7 +301,7 @@ impl JobRecord {
 
     /// Draws on the budget of the end's cause; a cause never uses up another's.
     fn next_after(&mut self, task: TaskIndex, ending: &Ending<'_>, now: Timestamp) -> Next {
-        if self.is_cancelled(task) {
+        if self.is_cancelled(task) && !mutation::is_on(Mutation::CancelForgotten) {
             return Next::Ended;
         }
         let retries = self.spec.retries;
@@ -309,13 +310,16 @@ impl JobRecord {
         if ending.had_started && ending.end.takes_the_host_along() {
             tally.brought_down.insert(ending.node);
         }
-        let is_poison = tally.brought_down.len() >= limits::POISON_NODES;
+        let is_poison = tally.brought_down.len() >= limits::POISON_NODES && !mutation::is_on(Mutation::Poison);
         let (used, budget, next) = match ending.end.blame() {
             Blame::Nobody | Blame::Requested => return Next::Ended,
             // It may have run: an at-most-once task never starts again, whatever the cause.
             _any if once => return Next::Ended,
             Blame::Job => (&mut tally.failed, retries.failed, None),
             // A refusal or a lost node says nothing against the task: it goes on at once.
+            Blame::Node if mutation::is_on(Mutation::OneBudget) => {
+                (&mut tally.failed, retries.failed, Some(Next::Waiting))
+            }
             Blame::Node => (&mut tally.lost, retries.lost, Some(Next::Waiting)),
             Blame::Operator => (&mut tally.drained, retries.drained, Some(Next::Waiting)),
         };

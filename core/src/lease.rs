@@ -8,6 +8,7 @@
 
 use crate::{
     limits,
+    mutation::{self, Mutation},
     time::{Millis, Timestamp},
 };
 
@@ -27,6 +28,9 @@ pub fn ended_here(answered: Timestamp) -> Timestamp {
 /// The same for a lease of any length, as another version may have granted it.
 #[must_use]
 pub fn any_ended_here(duration: Millis, answered: Timestamp) -> Timestamp {
+    if mutation::is_on(Mutation::NoLeaseMargin) {
+        return answered + duration;
+    }
     answered + duration + duration.percent(limits::LEASE_DRIFT_PERCENT) + limits::LEASE_KILL
 }
 

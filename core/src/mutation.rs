@@ -28,11 +28,39 @@ pub enum Mutation {
     StartForgotten,
     /// No fleet-wide silence stops evictions.
     BrakeOff,
+    /// The coordinator's side of a lease has no margin.
+    NoLeaseMargin,
+    /// A reboot does not end what the node had.
+    RebootIgnored,
+    /// Lost nodes draw on the budget for a job's own failures.
+    OneBudget,
+    /// The host does not stop what it is told to stop.
+    StopIgnored,
+    /// A second result is acknowledged and dropped.
+    EvidenceDropped,
+    /// A drain's proof counts for whatever drain it names.
+    AnyProof,
+    /// An order to stop that a stream has lost is not sent again.
+    StopsNotRepeated,
+    /// The host starts what does not fit.
+    HostOverfull,
+    /// A hello counts that an older stream of the same agent brings late.
+    LateHello,
+    /// A task is tried again although it was cancelled.
+    CancelForgotten,
+    /// A host that fails each start goes on getting work.
+    BlackHole,
+    /// A task that brings down each node goes on to the next.
+    Poison,
+    /// Nobody says that a task's output is lost.
+    OutputLossHidden,
+    /// A later request for a drain puts it off.
+    DrainPutOff,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 24] = [
         Self::EvictAfterFailover,
         Self::LeaseFromReceipt,
         Self::NoEpochOnResults,
@@ -43,6 +71,20 @@ impl Mutation {
         Self::CapIgnoresBooting,
         Self::StartForgotten,
         Self::BrakeOff,
+        Self::NoLeaseMargin,
+        Self::RebootIgnored,
+        Self::OneBudget,
+        Self::StopIgnored,
+        Self::EvidenceDropped,
+        Self::AnyProof,
+        Self::StopsNotRepeated,
+        Self::HostOverfull,
+        Self::LateHello,
+        Self::CancelForgotten,
+        Self::BlackHole,
+        Self::Poison,
+        Self::OutputLossHidden,
+        Self::DrainPutOff,
     ];
 }
 

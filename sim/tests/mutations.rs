@@ -1,4 +1,4 @@
-//! Ten rules of the core are broken one at a time, and seeds are played until the
+//! Rules of the core are broken one at a time, and seeds are played until the
 //! checks notice. `cargo test -p muster-sim --features mutations --test mutations -- --nocapture`
 //! prints how many seeds each took.
 

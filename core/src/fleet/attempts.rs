@@ -86,6 +86,9 @@ impl Fleet {
         acknowledge(node, session, id, out);
         if self.live_attempt(id, node, epoch).is_none() {
             let reason = String::from("its task's attempt had ended, or belongs to another node or epoch");
+            if mutation::is_on(Mutation::EvidenceDropped) {
+                return;
+            }
             out.touched.evidence.push(Evidence { attempt: id, node, epoch, end, at: now, reason });
             return;
         }
@@ -107,6 +110,9 @@ impl Fleet {
     /// Faults in a row make a node cool down, and then drain it: one bad host must not eat the queue.
     fn blame_node(&mut self, id: NodeId, end: &End, now: Timestamp, out: &mut Output) {
         let Some(node) = self.nodes.get_mut(&id).filter(|node| matches!(node.record.hold, Hold::None)) else { return };
+        if mutation::is_on(Mutation::BlackHole) {
+            return;
+        }
         node.record.faults += 1;
         out.touched.nodes.insert(id);
         if node.record.faults < limits::FAULTS_BEFORE_COOLING {

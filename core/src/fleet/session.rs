@@ -119,7 +119,7 @@ impl Fleet {
             node.record.incarnation = Incarnation(node.record.incarnation.0 + 1);
         }
         let restarted = node.record.agent_start != hello.agent_start;
-        if rebooted {
+        if rebooted && !mutation::is_on(Mutation::RebootIgnored) {
             // Before its new lease begins: a copied disk looks like a reboot, and the original may
             // run what is exclusive for as long as its own lease lasts (FL-3).
             self.give_up_attempts(id, &End::NodeLost(NodeLoss::Rebooted), now, out);
@@ -268,7 +268,7 @@ impl Fleet {
             .flat_map(|node| node.attempts.iter())
             .filter_map(|attempt| Some((*attempt, self.attempts.get(attempt)?.record.stopping?.1)))
             .collect();
-        for (attempt, reason) in stopping {
+        for (attempt, reason) in stopping.into_iter().filter(|_| !mutation::is_on(Mutation::StopsNotRepeated)) {
             let grace = self.jobs.get(&attempt.job).map_or(limits::GRACE, |job| job.spec.grace);
             self.stop_attempt(attempt, reason, grace, now, out);
         }
@@ -465,9 +465,9 @@ impl Fleet {
 
 /// From a stream of an agent that has died since, or that has opened another since: what it held then says nothing
 /// about now.
-const fn is_late(node: &Node, hello: &Hello) -> bool {
-    hello.agent_start < node.record.agent_start
-        || (hello.agent_start == node.record.agent_start && hello.stream > 0 && hello.stream < node.stream)
+fn is_late(node: &Node, hello: &Hello) -> bool {
+    let is_older_stream = hello.stream > 0 && hello.stream < node.stream && !mutation::is_on(Mutation::LateHello);
+    hello.agent_start < node.record.agent_start || (hello.agent_start == node.record.agent_start && is_older_stream)
 }
 
 /// A cloned disk or a copied key: another machine speaks as this node while the first still does.

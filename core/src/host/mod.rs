@@ -279,6 +279,7 @@ impl Host {
         };
         match held.stage {
             Stage::Queued => self.give_back(&[attempt], effects),
+            Stage::Running if mutation::is_on(Mutation::StopIgnored) => {}
             Stage::Running => self.stop(attempt, order.reason, order.grace, effects),
             // The first reason stands; a second order may only hurry it.
             Stage::Stopping(reason) => effects.push(HostEffect::Stop { attempt, reason, grace: order.grace }),
@@ -360,7 +361,7 @@ impl Host {
         let Stage::Sealing(own) = &held.stage else { return };
         let end = match own {
             // A failure of its own tells more than the loss of its output.
-            End::Succeeded if output_lost => End::OutputLost,
+            End::Succeeded if output_lost && !mutation::is_on(Mutation::OutputLossHidden) => End::OutputLost,
             own => own.clone(),
         };
         let reported_before = self.connected.then_some(next_sequence);
@@ -440,7 +441,8 @@ impl Host {
 
     fn may_start(&self, attempt: AttemptId, now: Boottime) -> bool {
         let Some(held) = self.attempts.get(&attempt) else { return false };
-        let fits = self.taken.plus(&held.order.request).fits_in(&self.capacity);
+        let fits =
+            self.taken.plus(&held.order.request).fits_in(&self.capacity) || mutation::is_on(Mutation::HostOverfull);
         let leased = !held.order.exclusive || now < self.lease.deadline;
         // Another try at the same task that still runs here is being ended (FL-3).
         let alone = !self.of_task(attempt).any(|(_, other)| other.stage.is_live());
