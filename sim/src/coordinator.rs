@@ -309,7 +309,10 @@ impl World {
             self.wake_member(member, free);
             return Ok(());
         }
-        self.step(member, events)
+        // What came before comes first.
+        let mut waiting = std::mem::take(&mut known.inbox);
+        waiting.extend(events);
+        self.step(member, waiting)
     }
 
     fn wake_member(&mut self, member: usize, at: Timestamp) {
