@@ -309,6 +309,8 @@ def check_rust(results, options):
         report = TARGET / "nextest/ci/junit.xml"
         report.unlink(missing_ok=True)
         command = ["cargo", "nextest", "run", "--config-file", "tests/nextest.toml", "--profile", "ci", "--workspace", "--locked"]
+        # Two more than cores: those of the group `waits` hardly compute.
+        command += ["--test-threads", str((os.cpu_count() or 2) + 2)]
         ok = run(command, 7200 if options.long else 2400)
         read_junit(results, report, ok)
     else:

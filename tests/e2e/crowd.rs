@@ -9,7 +9,7 @@ use std::{
 
 use muster_core::resources::Resources;
 use muster_proto::v1::{self, end::Reason, node_lost::Cause};
-use muster_tests::{Crowd, Fleet, WAIT, crowd::code_of, eventually, until};
+use muster_tests::{Crowd, Fleet, HighlyAvailable, WAIT, crowd::code_of, eventually, skip, until};
 
 const TASKS: u32 = 1_000;
 const LONG: Duration = Duration::from_secs(240);
@@ -98,41 +98,78 @@ async fn a_thousand_running_tasks_are_adopted_after_an_outage_and_each_result_is
     each_ran_once(&fleet, &crowd, job, TASKS).await;
 }
 
+/// All agents, each with a task that runs.
+struct Storm {
+    crowd: Crowd,
+    count: u32,
+    job: u64,
+}
+
+impl Storm {
+    async fn brew(fleet: &Fleet) -> Self {
+        let count = setting("MUSTER_STORM_AGENTS").map_or(AGENTS, |agents| usize::try_from(agents).expect("a number"));
+        let began = Instant::now();
+        let crowd = Crowd::join(fleet, count, room(1)).await;
+        all_ready(fleet, count).await;
+        println!("{count} agents joined in {:.1?}", began.elapsed());
+        let count = u32::try_from(count).expect("few");
+        let job = fleet.client.submit(tasks(fleet, count)).await;
+        fleet.client.running(job, count).await;
+        crowd.seen().slowest_answer = Duration::ZERO;
+        Self { crowd, count, job }
+    }
+
+    async fn is_cut_off(&self) {
+        eventually("all agents see it", WAIT, async || (self.crowd.connected() == 0).then_some(())).await;
+    }
+
+    /// All come back, nothing was given up, and all their ends at once are stored.
+    async fn is_over(&self, fleet: &Fleet, since: Instant) {
+        let Self { crowd, count, job } = self;
+        eventually("all agents are back", LONG, async || (crowd.connected() == u64::from(*count)).then_some(())).await;
+        let back = since.elapsed();
+        all_ready(fleet, usize::try_from(*count).expect("few")).await;
+        {
+            let seen = crowd.seen();
+            println!(
+                "all are back after {back:.2?}; the slowest answer to a heartbeat took {:.2?}; {} leases ran out, the \
+                 longest for {:.1?}; {:?}",
+                seen.slowest_answer,
+                seen.lease_gaps.len(),
+                seen.lease_gaps.values().max().copied().unwrap_or_default(),
+                seen.broken
+            );
+        }
+        let counts = counts(fleet, *job).await;
+        assert_eq!(counts.running, *count, "nothing was given up: {counts:?}");
+        let began = Instant::now();
+        crowd.end_below(*count);
+        each_ran_once(fleet, crowd, *job, *count).await;
+        println!("{count} ends at once were stored and told in {:.2?}", began.elapsed());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_agents_that_reconnect_at_once_are_all_back_and_none_is_given_up() {
-    let count = setting("MUSTER_STORM_AGENTS").map_or(AGENTS, |agents| usize::try_from(agents).expect("a number"));
-    let tasks_count = u32::try_from(count).expect("few");
     let mut fleet = Fleet::start().await;
-    let began = Instant::now();
-    let crowd = Crowd::join(&fleet, count, room(1)).await;
-    all_ready(&fleet, count).await;
-    let joined = began.elapsed();
-    let job = fleet.client.submit(tasks(&fleet, tasks_count)).await;
-    fleet.client.running(job, tasks_count).await;
-    crowd.seen().slowest_answer = Duration::ZERO;
-
+    let storm = Storm::brew(&fleet).await;
     fleet.kill_coordinator();
-    eventually("all agents see it", WAIT, async || (crowd.connected() == 0).then_some(())).await;
+    storm.is_cut_off().await;
     fleet.start_coordinator().await;
-    let began = Instant::now();
-    eventually("all agents are back", LONG, async || (crowd.connected() == u64::from(tasks_count)).then_some(())).await;
-    let back = began.elapsed();
-    all_ready(&fleet, count).await;
-    let (slowest, gaps, broken) = {
-        let seen = crowd.seen();
-        (seen.slowest_answer, seen.lease_gaps.clone(), seen.broken.clone())
-    };
-    println!(
-        "{count} agents: joined in {joined:.1?}; after a restart all are back {back:.2?} after the coordinator is \
-         ready; the slowest answer to a heartbeat took {slowest:.2?}; {} leases ran out {gaps:?}; {broken:?}",
-        gaps.len()
-    );
-    let counts = counts(&fleet, job).await;
-    assert_eq!(counts.running, tasks_count, "nothing was given up: {counts:?}");
-    let began = Instant::now();
-    crowd.end_below(tasks_count);
-    each_ran_once(&fleet, &crowd, job, tasks_count).await;
-    println!("{count} ends at once were stored and told in {:.2?}", began.elapsed());
+    storm.is_over(&fleet, Instant::now()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_agents_follow_a_takeover_on_postgres_and_none_is_given_up() {
+    let Some(mut ha) = HighlyAvailable::start(2).await else { skip!("PostgreSQL is not installed") };
+    let storm = Storm::brew(&ha.fleet).await;
+    let leader = ha.leader().await;
+    let killed = Instant::now();
+    ha.kill(leader);
+    storm.is_cut_off().await;
+    ha.leader().await;
+    println!("a standby leads {:.2?} after the kill", killed.elapsed());
+    storm.is_over(&ha.fleet, killed).await;
 }
 
 async fn only_attempts(fleet: &Fleet, job: u64) -> Vec<v1::Attempt> {
