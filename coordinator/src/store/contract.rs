@@ -19,6 +19,7 @@ use super::{
 };
 use crate::leadership::{Leadership, Role};
 
+#[allow(dead_code, reason = "shared with the end-to-end tests, which also fail over from one server to another")]
 #[path = "../../../tests/harness/postgres.rs"]
 pub(super) mod server;
 
