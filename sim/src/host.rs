@@ -72,6 +72,8 @@ pub struct SimHost {
     orders: BTreeMap<AttemptId, StartOrder>,
     /// The stream as this side sees it.
     pub session: Option<SessionId>,
+    /// The last one that it opened.
+    pub last_stream: Option<SessionId>,
     /// Streams that this agent process has opened.
     pub streams_since_start: u32,
     pub is_welcome: bool,
@@ -132,6 +134,7 @@ impl SimHost {
             talks_to: NO_SPAWNER,
             orders: BTreeMap::new(),
             session: None,
+            last_stream: None,
             streams_since_start: 0,
             is_welcome: false,
             sequence: 0,

@@ -61,6 +61,8 @@ pub struct Stream {
     pub member: usize,
     /// Which life of that process.
     pub life: u64,
+    /// Its agent is of an older version.
+    pub is_old: bool,
     /// The coordinator's end is open.
     pub is_heard: bool,
     /// What is under way is lost.
@@ -204,6 +206,7 @@ impl World {
             node,
             member,
             life: self.members[member].life,
+            is_old: self.hosts[host].is_old,
             is_heard: true,
             is_lost: false,
             up_at: self.now,
@@ -217,6 +220,7 @@ impl World {
         }
         let known = &mut self.hosts[host];
         known.session = Some(session);
+        known.last_stream = Some(session);
         known.sequence = 0;
         known.streams_since_start += 1;
         known.is_welcome = false;
@@ -266,16 +270,15 @@ impl World {
         self.tell(member, event)
     }
 
-    /// A hello that arrives after the same agent's next one. An agent of an older version does not number its
-    /// streams, so the rules could not tell which is newer: not played.
+    /// A hello that arrives when its host has opened another stream. An agent of an older version does not number
+    /// its streams, so the rules could not tell which is newer: not played.
     fn is_stale_hello(&mut self, host: usize, session: SessionId) -> bool {
-        let known = &self.hosts[host];
-        let is_stale = known.agent.is_some() && known.session != Some(session) && known.streams_since_start > 1;
-        if is_stale && !known.is_old {
-            self.count("hello", "late, of the same agent");
-            return false;
+        let is_late = self.hosts[host].last_stream != Some(session);
+        let is_old = self.network.streams.get(&session).is_some_and(|stream| stream.is_old);
+        if is_late && !is_old {
+            self.count("hello", "late");
         }
-        is_stale
+        is_late && is_old
     }
 
     /// The coordinator's end closes.

@@ -161,7 +161,7 @@ impl Fleet {
         {
             record.duty = Duty::Eligible;
         }
-        if let Duty::Drained { drain, .. } = &record.duty
+        if let Duty::Drained { drain, .. } | Duty::Stopping { drain, .. } = &record.duty
             && (hello.closed_for_drain != drain.revision || !hello.held.is_empty())
         {
             // A copied or restored disk: what speaks now is not what proved itself empty (FL-7).
