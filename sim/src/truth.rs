@@ -817,7 +817,7 @@ impl Truth {
                 Effect::Start { .. } => return broken("FL-1", "work is placed although writes are lost".into()),
                 // One that was answered earlier in the batch that brought the news cannot be taken back.
                 Effect::Welcome { unknown, .. } | Effect::GrantLease { unknown, .. }
-                    if self.knew_of_loss && !unknown.is_empty() =>
+                    if self.knew_of_loss && !unknown.iter().all(|id| self.is_over(*id)) =>
                 {
                     return broken("FL-12", format!("{unknown:?} are to end, and the store lost what it knew"));
                 }
@@ -825,6 +825,12 @@ impl Truth {
             }
         }
         Ok(())
+    }
+
+    /// Its end was stored once, or that it never began; of what was lost nobody can say.
+    fn is_over(&self, id: AttemptId) -> bool {
+        let known = self.attempts.get(&id);
+        self.is_doubtful(id.job) || known.is_some_and(|known| known.stored.is_some() || known.withdrawn)
     }
 
     fn check_effect(&self, fleet: &Fleet, out: &Output, effect: &Effect, store: &Store) -> Result<(), Violation> {

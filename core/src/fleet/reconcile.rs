@@ -71,6 +71,11 @@ impl Fleet {
         }
     }
 
+    /// Its number was given out, and is over: it has ended here, or never began.
+    pub(super) fn is_known_to_be_over(&self, id: AttemptId) -> bool {
+        self.jobs.get(&id.job).is_some_and(|job| id.number.get() <= job.numbers_used(id.task))
+    }
+
     /// A host holds attempts that this store never gave out: it has lost that it did. Their numbers are not given
     /// out again: the host would take the new order for the one that it holds, and nobody would start it.
     pub(super) fn pass_by_held(&mut self, held: &[Held], out: &mut Output) {
@@ -84,9 +89,8 @@ impl Fleet {
 
     fn adopt_attempt(&mut self, node: NodeId, id: AttemptId, epoch: Epoch, now: Timestamp, out: &mut Output) {
         self.pass_by(id, out);
-        // A number that this store knows to have been given out: the attempt has ended here, and is not one of those
-        // that the store forgot. Its result is evidence (FL-2).
-        if self.jobs.get(&id.job).is_some_and(|job| id.number.get() <= job.numbers_used(id.task)) {
+        // It is not one of those that the store forgot: its result is evidence (FL-2).
+        if self.is_known_to_be_over(id) {
             return;
         }
         let live = self.jobs.get(&id.job).and_then(|job| job.live.get(&id.task).copied());

@@ -225,11 +225,10 @@ impl Fleet {
 
     /// Held there and not live here. What has ended there is told by its report, not by this list.
     fn unknown_here(&self, node: NodeId, held: &[Held]) -> Vec<AttemptId> {
-        // A store that lost writes does not know what it lost: nothing is ended for that.
-        if self.meta.loss.is_some() {
-            return Vec::new();
-        }
+        // A store that lost writes does not know what it lost: nothing is ended for that. What it knows to be over is.
+        let is_behind = self.meta.loss.is_some();
         held.iter()
+            .filter(|held| !is_behind || self.is_known_to_be_over(held.attempt))
             .filter(|held| match held.phase {
                 HeldPhase::Queued | HeldPhase::Running | HeldPhase::Stopping => {
                     !self.attempts.get(&held.attempt).is_some_and(|known| {
