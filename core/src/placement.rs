@@ -178,3 +178,128 @@ fn sentence(unfit: &Unfit, count: u32) -> String {
         Unfit::Full => format!("{nodes} full"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+    use crate::{
+        ids::{HostRequestId, PoolName, SessionId},
+        node::NodeRecord,
+        resources::Resources,
+        time::Timestamp,
+    };
+
+    fn cores(cpu: u64) -> Resources {
+        Resources { cpu_milli: cpu * 1_000, memory_bytes: cpu << 30, disk_bytes: 0 }
+    }
+
+    /// A node of this pool with a label and a fence, live and empty.
+    fn node(pool: &str, cpu: u64) -> Node {
+        let record = NodeRecord {
+            name: "web-01".into(),
+            pool: PoolName(pool.into()),
+            key: [0; 32],
+            host: None::<HostRequestId>,
+            joined: Timestamp(0),
+            incarnation: Default::default(),
+            boot_id: String::new(),
+            instance: String::new(),
+            agent_start: 1,
+            capacity: cores(cpu),
+            labels: [("disk".to_string(), "ssd".to_string())].into(),
+            fences: ["ns.pid".to_string()].into(),
+            version: String::new(),
+            liveness: Liveness::Live,
+            duty: Duty::Eligible,
+            hold: Hold::None,
+            faults: 0,
+            attempts_total: 0,
+            idle_since: None,
+            drain_revision: Default::default(),
+        };
+        Node { session: Some(SessionId(1)), ..Node::new(record, Timestamp(0)) }
+    }
+
+    fn class(cpu: u64) -> Class {
+        let (constraints, fences) = (BTreeMap::new(), BTreeSet::new());
+        Class { request: cores(cpu), pool: None, constraints, fences, may_prefill: true }
+    }
+
+    #[test]
+    fn a_node_is_feasible_by_pool_label_fence_and_size() {
+        let here = node("batch", 4);
+        assert_eq!(feasible(&class(4), &here), Ok(()));
+        assert_eq!(feasible(&class(5), &here), Err(Unfit::TooSmall("4 CPU, and it asks 5".into())));
+        let pool = |name: &str| Class { pool: Some(PoolName(name.into())), ..class(1) };
+        assert_eq!(feasible(&pool("batch"), &here), Ok(()));
+        assert_eq!(feasible(&pool("web"), &here), Err(Unfit::OtherPool));
+        let label = |value: &str| Class { constraints: [("disk".into(), value.into())].into(), ..class(1) };
+        assert_eq!(feasible(&label("ssd"), &here), Ok(()));
+        assert_eq!(feasible(&label("tape"), &here), Err(Unfit::Label("disk=tape".into())));
+        let fence = |name: &str| Class { fences: [name.into()].into(), ..class(1) };
+        assert_eq!(feasible(&fence("ns.pid"), &here), Ok(()));
+        assert_eq!(feasible(&fence("seccomp"), &here), Err(Unfit::Fences("seccomp".into())));
+    }
+
+    #[test]
+    fn what_is_full_or_set_aside_takes_nothing_now() {
+        let full = Node { allocated: cores(3), ..node("batch", 4) };
+        assert_eq!(fits_now(&class(1), &full), Ok(()));
+        assert_eq!(fits_now(&class(2), &full), Err(Unfit::Full));
+        let unheard = Node { session: None, ..node("batch", 4) };
+        assert_eq!(fits_now(&class(1), &unheard), Err(Unfit::State("reconnecting")));
+        let mut silent = node("batch", 4);
+        silent.record.liveness = Liveness::Silent(Timestamp(1));
+        assert_eq!(fits_now(&class(1), &silent), Err(Unfit::State("silent")));
+    }
+
+    /// Nodes 1 and 2 of 4 cores, with so many taken, in one index.
+    fn index(taken: [u64; 2]) -> (NodeIndex, BTreeMap<NodeId, Node>) {
+        let nodes: BTreeMap<NodeId, Node> = taken
+            .into_iter()
+            .zip(1..)
+            .map(|(taken, id)| (NodeId(id), Node { allocated: cores(taken), ..node("batch", 4) }))
+            .collect();
+        let mut index = NodeIndex::default();
+        nodes.iter().for_each(|(id, node)| index.update(*id, Some(node)));
+        (index, nodes)
+    }
+
+    #[test]
+    fn spread_takes_the_emptiest_and_bin_pack_the_fullest_that_fits() {
+        let (index, nodes) = index([1, 3]);
+        let spread = index.choose(PlacementOrder::Spread, &class(1), &nodes);
+        assert_eq!(spread, Some((NodeId(1), "spread: least loaded of 2 nodes, at 25 %".into())));
+        let packed = index.choose(PlacementOrder::BinPack, &class(1), &nodes);
+        assert_eq!(packed, Some((NodeId(2), "bin-pack: fullest of 2 nodes that fits, at 75 %".into())));
+        assert_eq!(index.choose(PlacementOrder::BinPack, &class(2), &nodes).map(|(id, _)| id), Some(NodeId(1)));
+        assert_eq!(index.choose(PlacementOrder::Spread, &class(4), &nodes), None);
+    }
+
+    #[test]
+    fn among_a_few_only_those_count_that_fit_and_are_in_the_index() {
+        let (mut index, nodes) = index([1, 3]);
+        let both = BTreeSet::from([NodeId(1), NodeId(2)]);
+        let among =
+            |index: &NodeIndex, order, class: &Class| index.choose_among(order, class, &both, &nodes).map(|(id, _)| id);
+        assert_eq!(among(&index, PlacementOrder::Spread, &class(1)), Some(NodeId(1)));
+        assert_eq!(among(&index, PlacementOrder::BinPack, &class(1)), Some(NodeId(2)));
+        assert_eq!(among(&index, PlacementOrder::BinPack, &class(2)), Some(NodeId(1)), "the other has no room");
+        index.update(NodeId(1), None);
+        assert_eq!(among(&index, PlacementOrder::Spread, &class(1)), Some(NodeId(2)), "the first has left");
+        assert_eq!(among(&index, PlacementOrder::Spread, &class(2)), None);
+    }
+
+    #[test]
+    fn obstacles_are_counted_and_who_is_gone_is_none() {
+        let mut gone = node("batch", 4);
+        gone.record.liveness = Liveness::Gone(Timestamp(1));
+        let full = Node { allocated: cores(4), ..node("batch", 4) };
+        let nodes = [full.clone(), full, node("batch", 1), gone];
+        assert_eq!(explain(&class(2), nodes.iter()), "1 node too small: it has 1 CPU, and it asks 2; 2 nodes full");
+        assert_eq!(explain(&class(1), nodes.iter()), "next in line; a node has room");
+        assert_eq!(explain(&class(1), nodes[3..].iter()), "no node has joined");
+    }
+}

@@ -156,3 +156,17 @@ fn depth(slots: u64, mean: Millis) -> u64 {
     (slots.saturating_mul(limits::PREFILL_HORIZON.0) / mean.0.max(limits::PREFILL_TASK_MIN.0))
         .min(u64::from(limits::PREFILL_MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_much_is_sent_ahead_as_is_done_within_the_horizon() {
+        assert_eq!(depth(4, limits::PREFILL_HORIZON), 4, "each slot ends one task in that time");
+        assert_eq!(depth(4, Millis(limits::PREFILL_HORIZON.0 * 4)), 1);
+        assert_eq!(depth(4, Millis::from_secs(60)), 0, "long tasks are not sent ahead");
+        assert_eq!(depth(4, Millis(0)), depth(4, limits::PREFILL_TASK_MIN));
+        assert_eq!(depth(1_000_000, Millis(1)), u64::from(limits::PREFILL_MAX));
+    }
+}
