@@ -47,7 +47,7 @@ impl Faults {
     /// Does faults up to a moment, and stays until the last one is over.
     pub async fn rage(&mut self, world: &mut World, end: Instant) {
         let mut next = Instant::now() + self.dice.millis(100..800);
-        while Instant::now() < end || !self.down.is_empty() {
+        while Instant::now() < end || !self.down.is_empty() || world.is_failing_over() {
             let now = Instant::now();
             self.cure(world, now);
             self.restart_ended(world);
@@ -66,7 +66,9 @@ impl Faults {
     }
 
     fn strike(&mut self, world: &mut World) {
-        let up: Vec<&Target> = self.targets.iter().filter(|target| !self.down.contains_key(*target)).collect();
+        let is_busy = |target: &Target| *target == Target::Database && world.is_failing_over();
+        let up = self.targets.iter().filter(|target| !self.down.contains_key(*target) && !is_busy(target));
+        let up: Vec<&Target> = up.collect();
         // The kind first: a fleet has more hosts than coordinators.
         let kinds: Vec<&str> = ["coordinator", "coordinator", "agent", "spawner", "database", "wire"]
             .into_iter()
@@ -101,7 +103,10 @@ impl Faults {
                     // Its own end is awaited as that of any part that ends by itself.
                 }
             }
-            _ if target == Target::Database => (),
+            _ if target == Target::Database => {
+                self.tell("failover", &target);
+                world.fail_over();
+            }
             _ => {
                 let away = self.away();
                 self.tell("stop", &target);

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use muster_tests::{Client, Cut, Fleet, HighlyAvailable, Network, NodeOptions, part::Part};
 
+use tokio::task::JoinHandle;
+
 use crate::Store;
 
 /// Something that can be killed.
@@ -40,6 +42,7 @@ pub struct World {
     // In this order they are dropped: processes, then the network that they are in.
     parts: Parts,
     network: Option<Network>,
+    failover: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -61,18 +64,29 @@ impl World {
         let parts = match (store, &network) {
             (Store::Embedded, None) => Parts::Embedded(Fleet::start().await),
             (Store::Embedded, Some(network)) => Parts::Embedded(Fleet::start_in(network).await),
-            (Store::Postgres, None) => Parts::Postgres(HighlyAvailable::start(COORDINATORS).await?),
-            (Store::Postgres, Some(network)) => {
-                Parts::Postgres(HighlyAvailable::start_in(network, COORDINATORS).await?)
+            (Store::Postgres, network) => {
+                Parts::Postgres(HighlyAvailable::start_pair(network.as_ref(), COORDINATORS).await?)
             }
         };
         let places: Vec<_> = (0..nodes).map(|_| network.as_mut().map(Network::add_host)).collect();
-        let mut world = Self { parts, network };
+        let mut world = Self { parts, network, failover: None };
         for (node, network) in (1..).zip(places) {
             let options = NodeOptions { policy: POLICY, network, ..NodeOptions::default() };
             world.fleet().add_node(&format!("n{node}"), &options).await;
         }
         Some(world)
+    }
+
+    /// The data base ends, and its standby takes over.
+    pub fn fail_over(&mut self) {
+        if let Parts::Postgres(all) = &mut self.parts {
+            self.failover = Some(all.fail_over());
+        }
+    }
+
+    /// The data base is in the middle of a failover, and is to be left alone.
+    pub fn is_failing_over(&self) -> bool {
+        self.failover.as_ref().is_some_and(|failover| !failover.is_finished())
     }
 
     /// Loses what goes over a wire from now on.
@@ -154,7 +168,8 @@ impl World {
         let mut folders = vec![self.fleet().folder().to_owned()];
         if let Parts::Postgres(all) = &self.parts {
             folders.push(all.folder().to_owned());
-            folders.extend(all.cluster.socket().parent().map(ToOwned::to_owned));
+            let servers = [Some(&all.cluster), all.standby.as_ref()].into_iter().flatten();
+            folders.extend(servers.filter_map(|server| Some(server.socket().parent()?.to_owned())));
         }
         folders
     }

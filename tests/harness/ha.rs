@@ -5,10 +5,12 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
 };
 
 use muster_proto::v1;
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 use crate::{
     Client, Fleet, WAIT, eventually,
@@ -38,7 +40,9 @@ pub struct HighlyAvailable {
     /// The coordinators.
     pub members: Vec<Member>,
     /// The data base.
-    pub cluster: Cluster,
+    pub cluster: Arc<Cluster>,
+    /// Its synchronous standby, if it has one.
+    pub standby: Option<Arc<Cluster>>,
     /// The address by which coordinators reach it.
     pub store: String,
     network: Option<PathBuf>,
@@ -53,11 +57,32 @@ impl HighlyAvailable {
         Some(Self::start_on(cluster, store, count).await)
     }
 
-    /// The same with the coordinators in a network of the test's own.
-    pub async fn start_in(network: &Network, count: usize) -> Option<Self> {
-        let cluster = Cluster::start()?;
-        let store = cluster.url();
-        Some(Self::start_at(cluster, store, count, Some(network)).await)
+    /// The same with a data base that has a standby, and with the coordinators in a network of the test's own if there
+    /// is one.
+    pub async fn start_pair(network: Option<&Network>, count: usize) -> Option<Self> {
+        let pair = Cluster::start_pair()?;
+        let store = Cluster::url_of(&pair);
+        let [primary, standby] = pair;
+        let mut this = Self::start_at(primary, store, count, network).await;
+        this.standby = Some(Arc::new(standby));
+        Some(this)
+    }
+
+    /// Ends the data base as a crash would; its standby takes over, and it begins anew as that one's standby. Until the
+    /// answer is finished neither is to be touched.
+    ///
+    /// # Panics
+    /// If there is no standby.
+    pub fn fail_over(&mut self) -> JoinHandle<()> {
+        let standby = self.standby.take().expect("a standby");
+        let old = std::mem::replace(&mut self.cluster, standby);
+        let new = Arc::clone(&self.cluster);
+        self.standby = Some(Arc::clone(&old));
+        tokio::task::spawn_blocking(move || {
+            old.crash();
+            new.promote();
+            old.follow(&new);
+        })
     }
 
     /// The same by another road to the data base.
@@ -80,7 +105,8 @@ impl HighlyAvailable {
         let members: Vec<Member> = members.collect();
         let fleet = Fleet::without_coordinator(members[0].client.clone());
         let network = network.map(Network::coordinator);
-        let mut this = Self { fleet, members, cluster, store, network, folder };
+        let cluster = Arc::new(cluster);
+        let mut this = Self { fleet, members, cluster, standby: None, store, network, folder };
         for number in 0..count {
             this.init(number);
             this.launch(number).await;

@@ -80,31 +80,29 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// Starts two on ports of loopback: one that takes writes, and one that has each of them before it is acknowledged.
+    /// Starts two: one that takes writes, and one that has each of them before it is acknowledged.
     ///
     /// # Panics
     /// As [`Self::start`].
     #[must_use]
-    pub fn start_pair(ports: [u16; 2]) -> Option<[Self; 2]> {
-        let mut first = Self::make()?;
-        first.set_port(ports[0]);
-        first.launch();
-        let mut second = Self::without_data()?;
-        second.set_port(ports[1]);
-        let copied = ["-h", text(first.folder.path()), "-p", &ports[0].to_string(), "-U", "muster", "-R", "-D"]
-            .map(str::to_owned);
-        let mut copied: Vec<&str> = copied.iter().map(String::as_str).collect();
-        let data = second.data();
-        copied.push(text(&data));
-        second.run("pg_basebackup", &copied);
-        second.launch();
-        first.execute("ALTER SYSTEM SET synchronous_standby_names = '*'; SELECT pg_reload_conf();");
-        Some([first, second])
+    pub fn start_pair() -> Option<[Self; 2]> {
+        let (primary, standby) = (Self::start()?, Self::without_data()?);
+        standby.follow(&primary);
+        Some([primary, standby])
     }
 
-    fn set_port(&mut self, port: u16) {
-        self.port = port;
-        self.more = format!("-c listen_addresses=127.0.0.1 -c port={port}");
+    /// Begins anew as the standby of another, which answers no commit from now on that this one does not have.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub fn follow(&self, primary: &Self) {
+        let data = self.data();
+        fs::remove_dir_all(&data).expect("a folder of ours");
+        self.make_data();
+        let from = ["-h", text(primary.folder.path()), "-U", "muster", "-c", "fast", "-R", "-D", text(&data)];
+        self.run("pg_basebackup", &from);
+        self.launch();
+        primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'; SELECT pg_reload_conf();");
     }
 
     /// A standby takes writes from now on.
@@ -115,10 +113,11 @@ impl Cluster {
         self.run("pg_ctl", &["-D", text(&self.data()), "-w", "promote"]);
     }
 
-    /// The servers' address on loopback.
+    /// An address for both of a pair: whichever takes writes is used.
     #[must_use]
     pub fn url_of(pair: &[Self; 2]) -> String {
-        format!("postgres://muster@127.0.0.1:{},127.0.0.1:{}/postgres", pair[0].port, pair[1].port)
+        let [first, second] = pair.each_ref().map(|server| text(server.folder.path()).replace('/', "%2F"));
+        format!("postgres://muster@{first},{second}/postgres")
     }
 
     fn make() -> Option<Self> {
@@ -135,15 +134,16 @@ impl Cluster {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");
         let keeper = keeper(&bin, folder.path());
         let cluster = Self { folder, bin, more: String::new(), port: USUAL_PORT, keeper };
-        let data = cluster.data();
-        fs::create_dir(&data).expect("a folder in our own");
-        if let Some((uid, gid)) = user() {
-            for path in [cluster.folder.path(), &data] {
-                chown(path, Some(uid.into()), Some(gid.into())).expect("root may");
-            }
-        }
-        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).expect("our own folder");
+        own(cluster.folder.path());
+        cluster.make_data();
         Some(cluster)
+    }
+
+    fn make_data(&self) {
+        let data = self.data();
+        fs::create_dir(&data).expect("a folder in our own");
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).expect("our own folder");
+        own(&data);
     }
 
     fn data(&self) -> PathBuf {
@@ -232,6 +232,13 @@ fn keeper(bin: &Path, folder: &Path) -> Child {
         command.uid(uid).gid(gid);
     }
     command.spawn().expect("a shell")
+}
+
+/// Gives it to the server's user.
+fn own(path: &Path) {
+    if let Some((uid, gid)) = user() {
+        chown(path, Some(uid.into()), Some(gid.into())).expect("root may");
+    }
 }
 
 /// The server refuses to run as root.
