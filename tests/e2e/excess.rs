@@ -118,7 +118,7 @@ async fn an_agent_that_hardly_gets_to_run_keeps_its_node_and_its_jobs() {
     while Instant::now() < deadline {
         let agent = fleet.node("n1").agent.as_ref().expect("an agent");
         // A tenth of the time, in pieces longer than a heartbeat apart.
-        agent.signal(Signal::SIGSTOP);
+        agent.stop();
         until(Instant::now() + Duration::from_millis(3_600)).await;
         let agent = fleet.node("n1").agent.as_ref().expect("an agent");
         agent.signal(Signal::SIGCONT);

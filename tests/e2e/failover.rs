@@ -90,7 +90,7 @@ async fn a_postgres_leader_that_was_stopped_for_longer_than_its_lease_ends_and_c
     ha.fleet.client.running(job, 3).await;
     let old = ha.leader().await;
     let old_client = ha.members[old].client.clone();
-    ha.part(old).signal(Signal::SIGSTOP);
+    ha.part(old).stop();
     // A request that the stopped one reads when it wakes: it must not be answered as by a leader.
     let template = ha.fleet.script("echo late");
     let late = tokio::spawn(async move { old_client.try_submit("late", template).await });

@@ -169,7 +169,7 @@ async fn an_exclusive_job_is_dead_before_it_is_placed_again_however_its_host_was
     world.fleet.node("killed").agent.as_mut().expect("an agent").kill9();
     world.network.cut(0, Cut::Both);
     timeline.now("killed: its agent is killed and its wire is cut");
-    world.fleet.node("stopped").agent.as_ref().expect("an agent").signal(Signal::SIGSTOP);
+    world.fleet.node("stopped").agent.as_ref().expect("an agent").stop();
     timeline.now("stopped: its agent is stopped");
     world.network.cut(2, Cut::ToCoordinator);
     timeline.now("mute: what it sends is lost, what it is sent arrives");

@@ -178,6 +178,25 @@ impl Part {
         let _ = kill(pid, signal);
     }
 
+    /// SIGSTOP, and waits until each of its threads stands still: on a busy machine one that did not have to look at the
+    /// signal goes on for a while.
+    ///
+    /// # Panics
+    ///
+    /// If it ends instead.
+    pub fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        let stopped = eventually_blocking(CLEANUP, || self.stands_still().then_some(()));
+        assert!(stopped.is_some(), "{} does not stop", self.name);
+    }
+
+    fn stands_still(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let mut states = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+        // The name may hold blanks and brackets: the state comes after the last one (proc_pid_stat(5)).
+        states.all(|stat| stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')))
+    }
+
     /// Closes our end of the pipe, as our death would.
     pub fn cut_lifeline(&mut self) {
         self.lifeline = None;
