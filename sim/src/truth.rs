@@ -257,6 +257,8 @@ impl Truth {
         now: Timestamp,
     ) -> Result<(), Violation> {
         let is_doubtful = self.is_doubtful(attempt.job);
+        // As it was ordered: its number may be another job's by now.
+        let request = on.sandboxes.get(&attempt).map(|sandbox| sandbox.order.request).unwrap_or_default();
         let Some(job) = store.job(attempt.job) else {
             if is_doubtful {
                 self.busy.entry(host).or_default().insert(attempt);
@@ -270,7 +272,7 @@ impl Truth {
             return broken("FL-4", format!("attempt {attempt} was started twice"));
         }
         known.started = true;
-        known.running.push((host, job.spec.request));
+        known.running.push((host, request));
         let task = self.tasks.entry((attempt.job, attempt.task)).or_default();
         task.starts += 1;
         self.starts_total += 1;
@@ -278,7 +280,7 @@ impl Truth {
         task.running.push(attempt);
         self.busy.entry(host).or_default().insert(attempt);
         let taken = self.taken.entry(host).or_default();
-        *taken = taken.plus(&job.spec.request);
+        *taken = taken.plus(&request);
         if !taken.fits_in(&on.capacity) {
             return broken("F5", format!("host {} runs more than it has with attempt {attempt}", on.name));
         }
