@@ -9,6 +9,7 @@
 
 pub mod demand;
 mod explain;
+pub mod flow;
 pub mod packing;
 pub mod pattern;
 pub mod waits;
@@ -120,6 +121,8 @@ pub struct Need {
     pub window: Millis,
     /// When `recent` may fall.
     pub recent_until: Option<Timestamp>,
+    /// By how much it will rise before a host that is asked for now is there.
+    pub rise: u32,
     /// What its pattern of day and week says for the time until a host that is asked for now has booted.
     pub pattern: u32,
     /// When `pattern` changes.
@@ -130,7 +133,7 @@ impl Need {
     /// Hosts that should be there.
     #[must_use]
     pub fn target(&self) -> u32 {
-        self.now.max(self.recent).max(self.pattern)
+        self.now.saturating_add(self.rise).max(self.recent).max(self.pattern)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     autoscale::{
         PoolView, Readings,
         demand::{BootTimes, Memory, Runs},
+        flow::Flow,
         pattern::{Ongoing, Pattern},
         waits::Waits,
     },
@@ -167,6 +168,8 @@ pub struct Pool {
     pub below_since: Vec<Option<Timestamp>>,
     /// What was needed lately.
     pub memory: Memory,
+    /// How many tasks come to it.
+    pub flow: Flow,
     /// How long its tasks run.
     pub runs: Runs,
     /// The part of its pattern that is under way.
@@ -190,6 +193,7 @@ impl Pool {
             breached_since: Vec::new(),
             below_since: Vec::new(),
             memory: Memory::default(),
+            flow: Flow::default(),
             runs: Runs::default(),
             ongoing: Ongoing::default(),
             waits: Waits::default(),

@@ -84,16 +84,16 @@ impl Recent {
 }
 
 /// How long a need is remembered, in tenths of a boot time: one of these.
-const WINDOWS: [u64; 14] = [10, 15, 20, 30, 40, 50, 60, 80, 100, 120, 160, 240, 320, 480];
+const WINDOWS: [u64; 15] = [10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 160, 240, 320, 480];
 const TENTHS: u64 = 10;
 /// The window until costs are known; a longer one must be cheap beside foresight too.
 const WINDOW_FIRST: usize = 4;
 /// Costs are known when so many boot times were seen.
 const BOOTS_SEEN: u64 = 20;
 /// A window may cost so many hundredths of what the cheapest would.
-const OF_CHEAPEST: u64 = 130;
+const OF_CHEAPEST: u64 = 125;
 /// A longer window than the first may cost so many hundredths of what foresight would.
-const OF_FORESIGHT: u64 = 135;
+const OF_FORESIGHT: u64 = 130;
 /// In a boot time this part of what is known of costs is forgotten: they are those of the last hours.
 const FORGOTTEN: u64 = 256;
 
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn a_need_is_remembered_as_long_as_that_is_cheap() {
         let first = Memory::default().window(Millis::from_secs(50));
-        assert_eq!(first, Millis::from_secs(200));
+        assert_eq!(first, Millis::from_secs(150));
         assert!(window_of(5, 1_800) < first, "nothing comes back within minutes: {}", window_of(5, 1_800));
         assert!(window_of(3_600, 900) > first, "it costs little beside the work: {}", window_of(3_600, 900));
     }

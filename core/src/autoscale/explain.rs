@@ -102,6 +102,9 @@ fn demand_text(view: &PoolView) -> String {
         text.push_str(&format!(", {} more for what waits", need.missing));
     }
     text.push_str(&format!(", {} within {}", need.recent, need.window));
+    if need.rise > 0 {
+        text.push_str(&format!(", will rise by {} while a host boots", need.rise));
+    }
     if need.pattern > 0 {
         text.push_str(&format!(", {} by the pattern of day and week", need.pattern));
     }

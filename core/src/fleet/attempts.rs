@@ -2,7 +2,7 @@
 
 use alloc::{format, string::String, vec::Vec};
 
-use super::{Attempt, Fleet, Output, Timer, moving_mean, record};
+use super::{Attempt, Fleet, Output, Timer, gauge::part_of, moving_mean, record};
 use crate::{
     effect::{AttemptRecord, Effect, EndRecord, Evidence, StopOrder, StopReason, Subject},
     end::End,
@@ -97,8 +97,9 @@ impl Fleet {
             // Start and end may have been told together: only the host knows how far apart they were.
             let ran = wall.unwrap_or_else(|| now.since(started));
             node.mean_task = Some(moving_mean(node.mean_task, ran));
-            if let Some(pool) = self.pools.get_mut(&node.record.pool) {
+            if let (Some(pool), Some(job)) = (self.pools.get_mut(&node.record.pool), self.jobs.get(&id.job)) {
                 pool.runs.ended(ran);
+                pool.flow.ended(part_of(&job.spec.request, &pool.record.policy.host.capacity()), ran);
             }
         }
         if end.speaks_against_the_host() {

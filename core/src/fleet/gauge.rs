@@ -128,7 +128,7 @@ impl Tally {
 }
 
 /// Thousandths of `whole` that the scarcest amount of `part` takes.
-fn part_of(part: &Resources, whole: &Resources) -> u64 {
+pub(super) fn part_of(part: &Resources, whole: &Resources) -> u64 {
     let permille = |part: u64, whole: u64| (part * u64::from(WHOLE)).checked_div(whole).unwrap_or(0);
     permille(part.cpu_milli, whole.cpu_milli)
         .max(permille(part.memory_bytes, whole.memory_bytes))
@@ -291,7 +291,13 @@ fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Res
         missing = missing.min(FIRST_HOSTS.saturating_sub(u64::from(view.booting)));
     }
     let now_needed = u32::try_from(need).unwrap_or(u32::MAX);
-    pool.memory.note(now_needed, boot, now);
+    let taken = u64::from(view.need.now);
+    let come: u64 = waiting.iter().map(|class| class.tasks * u64::from(WHOLE) / per_host(class)).sum();
+    let rise = pool.flow.rise(taken, come, boot, now);
+    let with_rise = (taken + queued + rise).div_ceil(u64::from(WHOLE));
+    let rise = if runs.is_unknown(now) { 0 } else { with_rise.saturating_sub(need) };
+    let rise = u32::try_from(rise).unwrap_or(u32::MAX);
+    pool.memory.note(now_needed.saturating_add(rise), boot, now);
     let (recent, recent_until) = pool.memory.most(boot, now);
     let (pattern, pattern_until) = pool.record.pattern.floor(boot, now);
     Need {
@@ -300,6 +306,7 @@ fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Res
         recent,
         window: pool.memory.window(boot),
         recent_until,
+        rise,
         pattern,
         pattern_until,
     }
