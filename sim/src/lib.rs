@@ -20,6 +20,7 @@ mod host;
 mod network;
 mod play;
 mod provider;
+pub mod replay;
 mod rng;
 mod setup;
 mod spawner;

@@ -7,6 +7,7 @@
 
 mod attempts;
 mod draining;
+mod forgetting;
 mod gauge;
 mod mend;
 mod operator;
