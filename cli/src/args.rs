@@ -190,7 +190,8 @@ pub struct Doctor {
     pub cgroup: Option<PathBuf>,
 }
 
-/// A simulated fleet: how large, what it does, what fails. Parts of the jobs are in thousandths.
+/// A simulated fleet: how large, what it does, what fails (parts of the jobs are in thousandths); or, with --policy,
+/// a trace of real work replayed against a pool's policy.
 #[derive(Args, Debug)]
 pub struct Simulate {
     /// The first seed; one seed is one run, to the byte.
@@ -202,9 +203,9 @@ pub struct Simulate {
     /// Threads, one seed a thread. Default: one a core.
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Play this one seed and print all that happens, and a hash over it.
-    #[arg(long, value_name = "SEED", conflicts_with_all = ["seed", "seeds", "threads"])]
-    pub trace: Option<u64>,
+    /// A seed: play it alone and print all that happens, and a hash over it. With --policy: the file of a trace (.gz too).
+    #[arg(long, value_name = "SEED|FILE")]
+    pub trace: Option<OsString>,
     /// Try to find a smaller world in which a failing seed fails as well.
     #[arg(long)]
     pub shrink: bool,
@@ -247,6 +248,9 @@ pub struct Simulate {
     /// Jobs that do not end by themselves: they are cancelled when all has healed.
     #[arg(long, default_value_t = 10, value_name = "PERMILLE")]
     pub endless: u64,
+    /// What a policy would do with recorded work.
+    #[command(flatten)]
+    pub replay: crate::commands::Replay,
 }
 
 #[derive(Args, Debug)]

@@ -27,7 +27,7 @@ pub enum Exit {
     TimedOut = 7,
     /// Some targets were done and some were not.
     Partial = 8,
-    /// A dry run found something to do.
+    /// A dry run found something to do, or a replay is worse than its bounds.
     Pending = 10,
     /// Ctrl-C.
     Interrupted = 130,

@@ -7,6 +7,7 @@ mod logs;
 mod node;
 mod outputs;
 mod pool;
+mod replay;
 mod run;
 mod show;
 mod simulate;
@@ -15,6 +16,7 @@ mod submit;
 mod watch;
 
 pub use pool::check_policy;
+pub use replay::Replay;
 pub use show::hex;
 pub use submit::{ask, attach_table, new_key};
 

@@ -1,6 +1,7 @@
 //! `muster simulate`: the real rules in a simulated fleet, in virtual time, with faults.
 
 use std::{
+    path::Path,
     process::ExitCode,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -10,6 +11,7 @@ use muster_core::time::Millis;
 use muster_sim::{Failure as Broken, Mix, Setup, Summary, play_all, shrink, trace};
 use serde_json::{Value, json};
 
+use super::replay;
 use crate::{
     args::Simulate,
     exit::{Exit, Failure, Result},
@@ -25,9 +27,14 @@ const PROGRESS: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub fn run(output: &Output, command: &Simulate) -> Result<ExitCode> {
+    if let Some(policy) = &command.replay.policy {
+        let trace = command.trace.as_deref().map(Path::new);
+        let task = replay::Task { policy, trace, seed: command.seed, threads: command.threads };
+        return replay::run(output, &command.replay, task);
+    }
     let setup = setup_of(command)?;
-    if let Some(seed) = command.trace {
-        return replay(output, seed, setup);
+    if let Some(seed) = seed_of(command)? {
+        return play_one(output, seed, setup);
     }
     let threads = command.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let begun = Instant::now();
@@ -73,8 +80,17 @@ fn setup_of(command: &Simulate) -> Result<Setup> {
     })
 }
 
+/// The one seed to play.
+fn seed_of(command: &Simulate) -> Result<Option<u64>> {
+    let Some(trace) = &command.trace else { return Ok(None) };
+    let seed = trace.to_str().and_then(|text| text.parse().ok());
+    seed.map(Some).ok_or_else(|| {
+        Failure::usage("--trace is a seed of the simulator, a number; for the file of a trace give --policy FILE too")
+    })
+}
+
 /// One seed, with all that happens.
-fn replay(output: &Output, seed: u64, setup: Setup) -> Result<ExitCode> {
+fn play_one(output: &Output, seed: u64, setup: Setup) -> Result<ExitCode> {
     let (lines, hash, violation) = trace(seed, setup, usize::MAX);
     let text = format!("{}\nhash {hash:016x}\n", lines.join("\n"));
     let value = json!({ "seed": seed, "hash": format!("{hash:016x}"), "lines": lines });
@@ -175,7 +191,7 @@ mod tests {
         let Ok(Cli { command: Command::Simulate(parsed), .. }) = Cli::try_parse_from(command.split(' ')) else {
             panic!("{command} is not understood")
         };
-        assert_eq!(parsed.trace, Some(77));
+        assert_eq!(seed_of(&parsed).expect("a seed"), Some(77));
         assert_eq!(setup_of(&parsed).expect("a possible world"), setup);
         let Ok(Cli { command: Command::Simulate(plain), .. }) = Cli::try_parse_from(["muster", "simulate"]) else {
             panic!("the defaults are not understood")

@@ -272,6 +272,7 @@ mod tests {
         meter.advance(Millis(600));
         meter.changed(Direction::In, Millis(600));
         meter.changed(Direction::In, Millis(600));
+        meter.uses(0);
         meter.gone();
         meter.waited(Millis(10), Millis(7));
         meter.waited(Millis(900), Millis(3));

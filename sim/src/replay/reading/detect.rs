@@ -22,6 +22,8 @@ pub(super) fn detect(source: &Source<'_>) -> Result<Format, TraceError> {
     let shown: String = first.chars().take(60).collect();
     Err(source.wrong(
         1,
-        format!("no known format begins with `{shown}`; name it by --trace-format swf, invocations, arrivals or counts"),
+        format!(
+            "no known format begins with `{shown}`; name it by --trace-format swf, invocations, arrivals or counts"
+        ),
     ))
 }
