@@ -132,15 +132,24 @@ pub fn memory_total(proc_root: &Path) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1_024)
 }
 
-fn load1_milli(text: &str) -> Option<u64> {
+/// The first figure of /proc/loadavg, in thousandths.
+#[must_use]
+pub fn load1_milli(text: &str) -> Option<u64> {
     let load: f64 = text.split_whitespace().next()?.parse().ok()?;
-    Some((load * 1_000.0) as u64)
+    is_figure(load).then_some((load * 1_000.0) as u64)
 }
 
-fn some_avg10(text: &str) -> Option<u32> {
+/// "some avg10" of a file in /proc/pressure, in hundredths of a percent.
+#[must_use]
+pub fn some_avg10(text: &str) -> Option<u32> {
     let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
     let value: f64 = line.split_whitespace().find_map(|field| field.strip_prefix("avg10="))?.parse().ok()?;
-    Some((value * 100.0).round() as u32)
+    is_figure(value).then_some((value * 100.0).round() as u32)
+}
+
+/// "nan" and "-1" read as numbers, and would count as 0.
+fn is_figure(value: f64) -> bool {
+    value.is_finite() && value >= 0.0
 }
 
 /// What all attempts of this node use together; absent if one of them could not be read.
@@ -179,12 +188,15 @@ pub struct AttemptReader {
 
 /// One process of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Process {
-    pid: u32,
-    start_ticks: u64,
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it began, in clock ticks since the host's start.
+    pub start_ticks: u64,
     /// User and system time, with that of children it has waited for.
-    ticks: u64,
-    resident_pages: u64,
+    pub ticks: u64,
+    /// What of it is in memory.
+    pub resident_pages: u64,
 }
 
 impl AttemptReader {
@@ -220,7 +232,8 @@ impl AttemptReader {
             (meter.memory_bytes, meter.processes, meter.cpu_milli) = (None, None, None);
             return;
         };
-        let resident = processes.iter().map(|process| process.resident_pages * self.page_bytes).sum();
+        let resident = processes.iter().map(|process| process.resident_pages.saturating_mul(self.page_bytes));
+        let resident = resident.fold(0, u64::saturating_add);
         let cpu_ms = match cgroup_cpu_ms {
             Some(microseconds) => microseconds / 1_000,
             None => meter.sum_of_processes(&processes, self.ticks_per_second),
@@ -259,7 +272,7 @@ impl AttemptReader {
     fn descendants(&self, running: &Running) -> Option<Vec<Process>> {
         let init = self.process(running.init_pid)?;
         let since = running.init_start_ticks;
-        if !(since..=since + START_TICKS_SLACK).contains(&init.start_ticks) {
+        if !(since..=since.saturating_add(START_TICKS_SLACK)).contains(&init.start_ticks) {
             return None;
         }
         let mut processes = vec![init];
@@ -289,18 +302,21 @@ const CGROUPS_MAX: usize = 256;
 const PROCESSES_MAX: usize = 16_384;
 
 /// See proc_pid_stat(5): the name may hold spaces and brackets, so fields count from the last one.
-fn parse_stat(pid: u32, text: &str) -> Option<Process> {
+#[must_use]
+pub fn parse_stat(pid: u32, text: &str) -> Option<Process> {
     let rest = &text[text.rfind(')')? + 1..];
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let ticks = number(14)? + number(15)? + number(16)? + number(17)?;
+    let ticks = [number(14)?, number(15)?, number(16)?, number(17)?].into_iter().fold(0, u64::saturating_add);
     Some(Process { pid, start_ticks: number(22)?, ticks, resident_pages: number(24)? })
 }
 
 /// The spawner tells the clock before the clone, not what the kernel then wrote down; no number comes round so fast.
 const START_TICKS_SLACK: u64 = 10;
 
-fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
+/// Where /proc/self/mounts says that cgroup v2 is.
+#[must_use]
+pub fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ');
         let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
@@ -318,14 +334,18 @@ impl AttemptMeter {
     fn sum_of_processes(&mut self, processes: &[Process], ticks_per_second: u64) -> u64 {
         let now: BTreeMap<_, _> = processes
             .iter()
-            .map(|process| ((process.pid, process.start_ticks), process.ticks * 1_000 / ticks_per_second))
+            .map(|process| {
+                let used_ms = u128::from(process.ticks) * 1_000 / u128::from(ticks_per_second.max(1));
+                ((process.pid, process.start_ticks), u64::try_from(used_ms).unwrap_or(u64::MAX))
+            })
             .collect();
-        let sum: u64 = now.values().sum();
-        let before = self.gone_ms + self.last_by_process.values().sum::<u64>();
+        let total =
+            |gone: u64, by_process: &BTreeMap<_, u64>| by_process.values().copied().fold(gone, u64::saturating_add);
+        let before = total(self.gone_ms, &self.last_by_process);
         // The sum never falls: what is missing was used by processes that are gone.
-        self.gone_ms += before.saturating_sub(sum + self.gone_ms);
+        self.gone_ms += before.saturating_sub(total(self.gone_ms, &now));
         self.last_by_process = now;
-        self.gone_ms + sum
+        total(self.gone_ms, &self.last_by_process)
     }
 
     fn take(&mut self, cpu_ms: u64, memory_bytes: u64, peak: Option<u64>, now: Instant) {
@@ -366,7 +386,7 @@ impl AttemptMeter {
             None => u128::from(ended.wall_ms),
         };
         let size = self.memory_bytes.unwrap_or(peak);
-        let byte_milliseconds = self.byte_milliseconds + u128::from(size) * uncovered_ms;
+        let byte_milliseconds = self.byte_milliseconds.saturating_add(u128::from(size).saturating_mul(uncovered_ms));
         v1::Usage {
             cpu_milliseconds: Some(ended.usage.cpu_ms.max(self.cpu_ms.unwrap_or(0))),
             memory_bytes: None,
@@ -384,8 +404,8 @@ impl Sum {
         let zero = Self { cpu_milli: Some(0), memory_bytes: Some(0) };
         meters.fold(zero, |sum, meter| Self {
             // A fresh attempt has no rate yet: it counts from the next look on.
-            cpu_milli: sum.cpu_milli.map(|cpu| cpu + meter.cpu_milli.unwrap_or(0)),
-            memory_bytes: sum.memory_bytes.zip(meter.memory_bytes).map(|(sum, memory)| sum + memory),
+            cpu_milli: sum.cpu_milli.map(|cpu| cpu.saturating_add(meter.cpu_milli.unwrap_or(0))),
+            memory_bytes: sum.memory_bytes.zip(meter.memory_bytes).map(|(sum, memory)| sum.saturating_add(memory)),
         })
     }
 }

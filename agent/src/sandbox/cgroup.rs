@@ -364,7 +364,13 @@ impl Group {
 fn number_in(file: &OwnedFd, key: Option<&str>) -> Option<u64> {
     let mut buffer = [0; 1_024];
     let length = nix::sys::uio::pread(file, &mut buffer, 0).ok()?;
-    let text = std::str::from_utf8(&buffer[..length]).ok()?;
+    number_of(&buffer[..length], key)
+}
+
+/// The one number of such a text, or the one after `key`.
+#[must_use]
+pub fn number_of(text: &[u8], key: Option<&str>) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok()?;
     match key {
         None => text.trim().parse().ok(),
         Some(key) => text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok()),
