@@ -129,8 +129,7 @@ fn live(blueprint: &Blueprint<'_>) -> Result<c_int, Failure> {
 fn serve(blueprint: &Blueprint<'_>, parked: &mut Parked, arrived: Arrived) -> Result<Remains, Failure> {
     let control = blueprint.control.as_fd();
     let received_us = sys::boottime_us();
-    let order: Order<'_> =
-        postcard::from_bytes(&arrived.bytes).map_err(|_| Failure::new(Step::Order, Errno::EBADMSG))?;
+    let order = Order::decode(&arrived.bytes).ok_or(Failure::new(Step::Order, Errno::EBADMSG))?;
     if order.exclusive && parked.lease.get().is_none() {
         let view = LeaseView::new(blueprint.lease).map_err(Failure::at(Step::Lease))?;
         let _was_empty = parked.lease.set(view);

@@ -105,7 +105,16 @@ impl Strings {
     }
 }
 
-impl Order<'_> {
+impl<'a> Order<'a> {
+    /// From the bytes after a packet's first; none: it is no order, or a string of it would be read past its end.
+    #[must_use]
+    pub fn decode(bytes: &'a [u8]) -> Option<Self> {
+        let order: Self = postcard::from_bytes(bytes).ok()?;
+        let ends = |strings: &[u8]| strings.last().is_none_or(|last| *last == 0);
+        let whole = [order.arguments, order.environment, order.working_folder].into_iter().all(ends);
+        (whole && !order.arguments.is_empty()).then_some(order)
+    }
+
     /// The packet, and what travels in memory beside it if it is too large for one.
     #[must_use]
     pub fn encode(&self) -> (Vec<u8>, Option<Vec<u8>>) {

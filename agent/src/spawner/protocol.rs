@@ -128,6 +128,48 @@ pub struct Start {
     pub inputs: Vec<Input>,
 }
 
+impl Start {
+    /// What no kernel call may ever see, with so many descriptors beside it.
+    ///
+    /// # Errors
+    /// The sentence that says what is wrong.
+    pub fn check(&self, descriptors: usize) -> Result<(), String> {
+        let missing = |index: u8| usize::from(index) >= descriptors;
+        if self.arguments.first().is_none_or(Vec::is_empty) {
+            return Err("there is no program to run".into());
+        }
+        let nul = |bytes: &Vec<u8>| bytes.contains(&0);
+        if self.arguments.iter().any(nul)
+            || self.environment.iter().any(|(name, value)| nul(name) || nul(value) || name.contains(&b'='))
+        {
+            return Err("an argument or variable has a NUL byte, or a name has `=`".into());
+        }
+        if self.working_folder.contains(&0) {
+            return Err("the working folder has a NUL byte".into());
+        }
+        if self.attempt.task == u32::MAX || self.attempt.number == 0 {
+            return Err("its task or attempt number is out of range".into());
+        }
+        if self.owner.len() > OWNER_BYTES_MAX {
+            return Err(format!("the owner has more than {OWNER_BYTES_MAX} bytes"));
+        }
+        if self.note.len() > NOTE_BYTES_MAX {
+            return Err(format!("the note has more than {NOTE_BYTES_MAX} bytes"));
+        }
+        if self.stdin.is_some_and(missing) || self.inputs.iter().any(|input| missing(input.descriptor)) {
+            return Err("a descriptor that it names is not beside it".into());
+        }
+        let escapes =
+            |path: &[u8]| path.starts_with(b"/") || path.split(|byte| *byte == b'/').any(|part| part == b"..");
+        if escapes(&self.working_folder)
+            || self.inputs.iter().any(|input| input.path.is_empty() || escapes(&input.path))
+        {
+            return Err("a path leaves the working folder".into());
+        }
+        Ok(())
+    }
+}
+
 /// A file to copy in: a slice of one of the descriptors beside the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {

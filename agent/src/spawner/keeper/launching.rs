@@ -23,10 +23,7 @@ use crate::{
     },
     spawner::{
         attempt::{Attempt, Live, PendingOrder, Stage, Word},
-        protocol::{
-            AttemptKey, Ended, Limits, NOTE_BYTES_MAX, OWNER_BYTES_MAX, START_BYTES_MAX, Start, StartPhases, Usage,
-            Verdict,
-        },
+        protocol::{AttemptKey, Ended, Limits, START_BYTES_MAX, Start, StartPhases, Usage, Verdict},
         sandbox::{Before, Made, Owner, Sandbox, Shape, between},
         socket,
     },
@@ -75,38 +72,7 @@ impl Keeper {
     }
 
     fn check(&self, start: &Start, descriptors: &[OwnedFd]) -> Result<(), String> {
-        let missing = |index: u8| usize::from(index) >= descriptors.len();
-        if start.arguments.is_empty() || start.arguments[0].is_empty() {
-            return Err("there is no program to run".into());
-        }
-        let nul = |bytes: &Vec<u8>| bytes.contains(&0);
-        if start.arguments.iter().any(nul)
-            || start.environment.iter().any(|(name, value)| nul(name) || nul(value) || name.contains(&b'='))
-        {
-            return Err("an argument or variable has a NUL byte, or a name has `=`".into());
-        }
-        if start.working_folder.contains(&0) {
-            return Err("the working folder has a NUL byte".into());
-        }
-        if start.attempt.task == u32::MAX || start.attempt.number == 0 {
-            return Err("its task or attempt number is out of range".into());
-        }
-        if start.owner.len() > OWNER_BYTES_MAX {
-            return Err(format!("the owner has more than {OWNER_BYTES_MAX} bytes"));
-        }
-        if start.note.len() > NOTE_BYTES_MAX {
-            return Err(format!("the note has more than {NOTE_BYTES_MAX} bytes"));
-        }
-        if start.stdin.is_some_and(missing) || start.inputs.iter().any(|input| missing(input.descriptor)) {
-            return Err("a descriptor that it names is not beside it".into());
-        }
-        let escapes =
-            |path: &[u8]| path.starts_with(b"/") || path.split(|byte| *byte == b'/').any(|part| part == b"..");
-        if escapes(&start.working_folder)
-            || start.inputs.iter().any(|input| input.path.is_empty() || escapes(&input.path))
-        {
-            return Err("a path leaves the working folder".into());
-        }
+        start.check(descriptors.len())?;
         if self.attempts.len() >= self.policy.attempts_max {
             return Err(format!("{} attempts are held already", self.attempts.len()));
         }
