@@ -10,12 +10,12 @@ mod doctor;
 mod escape;
 mod exit;
 mod fences;
-mod hostlist;
+pub mod hostlist;
 mod inputs;
 mod local;
 mod output;
 mod role;
-mod template;
+pub mod template;
 mod units;
 
 use std::{ffi::OsString, io::Write, process::ExitCode};
@@ -23,7 +23,9 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 use clap::Parser;
 use role::Role;
 
-fn main() -> ExitCode {
+/// The executable, from its command line to its exit code.
+#[must_use]
+pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     match Role::of(args) {
         (Role::Coordinator, args) => muster_coordinator::main(args),

@@ -183,8 +183,17 @@ impl Draft {
         Self::from_toml(&text).map_err(|why| Failure::usage(format!("the job file {}: {why}", escape::path(path))))
     }
 
-    fn from_toml(text: &str) -> std::result::Result<Self, String> {
+    /// From a job file's text.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one sentence with its line.
+    pub fn from_toml(text: &str) -> std::result::Result<Self, String> {
         let file: JobFile = toml::from_str(text).map_err(|error| toml_sentence(text, &error))?;
+        // Its values come with the sentence, and may hold what a terminal obeys.
+        Self::of(file).map_err(|why| escape::text(&why))
+    }
+
+    fn of(file: JobFile) -> std::result::Result<Self, String> {
         let duration = |text: &Option<String>| text.as_deref().map(units::duration).transpose();
         let size = |amount: &Option<Amount>| amount.as_ref().map(|amount| units::size(&amount.text())).transpose();
         let inputs = file.inputs.into_iter().map(|entry| match entry {

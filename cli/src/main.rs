@@ -1,0 +1,7 @@
+//! The `muster` executable; all of it is in the library, where tests reach it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    muster::main()
+}
