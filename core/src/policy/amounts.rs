@@ -29,6 +29,10 @@ const SIZES: [(&str, u64); 10] = [
 /// Millionths of the currency's unit.
 const MICRO: u64 = 1_000_000;
 
+/// The most that a price or budget may be: below it, millionths are whole in a fraction's 53 bits, and so an amount
+/// reads back as it was written.
+const MONEY_MAX: u64 = 1_000_000_000 * MICRO;
+
 /// An amount of money in millionths of whatever currency the policy's author thinks in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Money(pub u64);
@@ -157,7 +161,10 @@ fn decimal(text: &str, scale: u64) -> Option<u64> {
 
 impl Money {
     pub(super) fn read(amount: &Amount) -> Result<Self, String> {
-        amount.scaled(MICRO, "").map(Self)
+        match amount.scaled(MICRO, "")? {
+            micro if micro > MONEY_MAX => Err(format!("is more than {}", MONEY_MAX / MICRO)),
+            micro => Ok(Self(micro)),
+        }
     }
 
     pub(super) fn write(self) -> Amount {

@@ -28,6 +28,10 @@ const IDLE: Millis = Millis::from_secs(60);
 /// Rules, conditions or windows of one policy, at most.
 const RULES_MAX: usize = 64;
 
+/// A host's CPU, at most: far more than any has, and what reads back as it was written.
+const CPU_MILLI_MAX: u64 = 1_000_000_000;
+/// A host's memory or disk, at most.
+const BYTES_MAX: u64 = 1 << 60;
 /// Bytes of a program's name, at most.
 const PROGRAM_BYTES_MAX: usize = 64;
 
@@ -419,6 +423,15 @@ impl TryFrom<HostText> for HostTemplate {
         }
         if template.memory_bytes == 0 {
             return bad("host.memory", "is more than zero");
+        }
+        for (key, amount, most) in [
+            ("host.cpu", template.cpu_milli, CPU_MILLI_MAX),
+            ("host.memory", template.memory_bytes, BYTES_MAX),
+            ("host.disk", template.disk_bytes, BYTES_MAX),
+        ] {
+            if amount > most {
+                return bad(key, "is more than any host has");
+            }
         }
         if template.labels.len() > limits::LABELS_MAX {
             return bad("host.labels", format!("are at most {}", limits::LABELS_MAX));
