@@ -266,23 +266,25 @@ mod tests {
 
     #[test]
     fn time_is_split_where_it_was_asked() {
-        let mut meter = Meter::new(Millis(1_000), Millis(400));
+        // A second for each point of the plot.
+        let at = |second: u64| Millis(second * 1_000);
+        let mut meter = Meter::new(at(480), at(200));
         meter.ordered();
         meter.uses(500);
-        meter.advance(Millis(600));
-        meter.changed(Direction::In, Millis(600));
-        meter.changed(Direction::In, Millis(600));
+        meter.advance(at(300));
+        meter.changed(Direction::In, at(300));
+        meter.changed(Direction::In, at(300));
         meter.uses(0);
         meter.gone();
-        meter.waited(Millis(10), Millis(7));
-        meter.waited(Millis(900), Millis(3));
+        meter.waited(at(10), Millis(7));
+        meter.waited(at(400), Millis(3));
         let ([first, second, whole], points) = meter.figures();
-        assert_eq!((first.billed_ms, second.billed_ms, whole.billed_ms), (400, 200, 600));
+        assert_eq!((first.billed_ms, second.billed_ms, whole.billed_ms), (200_000, 100_000, 300_000));
         assert_eq!((first.changes, second.changes), (0, 1));
         assert_eq!((first.waits.max, second.waits.p50), (Millis(7), Millis(3)));
         assert_eq!(whole.idle_permille, 500);
-        let drawn: f64 = points.iter().map(|point| point.hosts).sum::<f64>() / BINS as f64 * 1_000.0;
-        assert!((drawn - 600.0).abs() < 1.0, "{drawn}");
+        assert_eq!((points[299].hosts, points[300].hosts), (1.0, 0.0));
+        assert_eq!((points[10].wait, points[400].wait), (Millis(7), Millis(3)));
     }
 
     #[test]

@@ -97,7 +97,8 @@ fn rule(name: &str, policy: &PoolPolicy, peak: u32) -> Result<Rule, String> {
     };
     match name {
         "thresholds" => {
-            let thresholds = PoolPolicy { preset: Preset::Thresholds, max: policy.max, ..plain(policy) };
+            // Its metrics are of nodes: from none it would never begin. One is the preset's own minimum.
+            let thresholds = PoolPolicy { preset: Preset::Thresholds, min: policy.min.max(1), ..plain(policy) };
             Ok(Rule::Policy(Box::new(thresholds)))
         }
         "demand" => Ok(Rule::Policy(Box::new(PoolPolicy { preset: Preset::Demand, ..plain(policy) }))),
