@@ -12,7 +12,8 @@ use crate::{
     time::{Millis, Timestamp},
 };
 
-/// How long a lease lasts on the host, from the heartbeat's sending.
+/// How long a lease lasts on the host, from the heartbeat's sending. With the present interval it is the least that
+/// it may be, so no test tells the other arm's arithmetic from another.
 #[must_use]
 pub const fn duration() -> Millis {
     let four = limits::HEARTBEAT_INTERVAL.0 * 4;
