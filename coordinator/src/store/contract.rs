@@ -9,6 +9,7 @@ use muster_core::{
     ids::{Actor, Incarnation, Term},
     job::JobRecord,
     limits,
+    policy::{HostTemplate, PoolPolicy, ProviderKind},
     spec::{Delivery, JobSpec, OnDrain, Retries},
 };
 use rusqlite::Connection;
@@ -246,6 +247,33 @@ fn rows_change_go_and_are_withdrawn(open: Open<'_>) {
     assert_eq!(image.attempts, [(kept, record)]);
 }
 
+fn pools_change_and_go_and_decisions_keep_what_they_were_made_of(open: Open<'_>) {
+    let mut opened = open();
+    let host = HostTemplate { cpu_milli: 1_000, memory_bytes: 1, disk_bytes: 1, labels: BTreeMap::new() };
+    let pool = |name: &str, max| {
+        PoolRecord::new(PoolPolicy::fixed(PoolName(name.into()), ProviderKind::Local, 0, max, host.clone()))
+    };
+    let (kept, gone) = (pool("kept", 1), pool("gone", 1));
+    let both = vec![(&kept.policy.name, Some(&kept)), (&gone.policy.name, Some(&gone))];
+    opened.store.commit(&Batch { pools: both, ..Batch::default() }).unwrap();
+
+    let changed = pool("kept", 9);
+    let inputs = String::from("supply 1 (0 booting), 2 tasks wait");
+    let sizes = Some(Sizes { from: 1, to: 9, inputs });
+    let history = [HistoryEntry {
+        at: Timestamp(1),
+        subject: Subject::Pool { name: PoolName("kept".into()), sizes: sizes.clone() },
+        kind: "scaled".into(),
+        reason: "a test".into(),
+        actor: None,
+    }];
+    let pools = vec![(&changed.policy.name, Some(&changed)), (&gone.policy.name, None)];
+    opened.store.commit(&Batch { pools, history: &history, ..Batch::default() }).unwrap();
+    assert_eq!(open().store.load().unwrap().0.pools, [(PoolName("kept".into()), changed.clone())]);
+    let told = opened.reader.history(&HistoryQuery { limit: 9, ..Default::default() }).unwrap();
+    assert_eq!(told.into_iter().map(|entry| entry.sizes).collect::<Vec<_>>(), [sizes]);
+}
+
 macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
         mod embedded_store {
@@ -269,6 +297,7 @@ contract! {
     a_token_belongs_to_the_first_key_that_uses_it,
     history_is_read_from_either_end,
     rows_change_go_and_are_withdrawn,
+    pools_change_and_go_and_decisions_keep_what_they_were_made_of,
 }
 
 #[test]
