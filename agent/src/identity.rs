@@ -304,7 +304,9 @@ fn token_text(token: &str) -> Option<TokenText> {
     hex::decode(body).and_then(parse).or_else(|| hex::decode_base64url(body).and_then(parse))
 }
 
-fn token_fingerprint(token: &str) -> Option<[u8; 32]> {
+/// SHA-256 of the fleet's certificate that a token names; none: this is no token.
+#[must_use]
+pub fn token_fingerprint(token: &str) -> Option<[u8; 32]> {
     hex::decode(&token_text(token)?.ca)?.try_into().ok()
 }
 

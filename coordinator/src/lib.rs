@@ -23,7 +23,7 @@ mod parent;
 pub mod provider;
 mod room;
 mod rpc;
-mod seal;
+pub mod seal;
 pub mod server;
 mod shared;
 mod starts;
