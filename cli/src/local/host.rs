@@ -273,9 +273,10 @@ async fn run(
                 return Ok(());
             }
             () = until(stopped) => {
-                // A proved drain tells the agent to leave just before the provider is told to delete: it goes first.
+                // The agent of a drained host waits for this: it is closed, and nothing is left there.
+                children::terminate(&agent);
                 let left = tokio::time::timeout(AGENT_LEAVES, agent.wait()).await;
-                released = matches!(&left, Ok(Ok(status)) if status.code() == Some(RELEASED));
+                released = matches!(&left, Ok(Ok(status)) if status.success() || status.code() == Some(RELEASED));
                 break;
             }
             ended = agent.wait() => {
