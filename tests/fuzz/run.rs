@@ -12,6 +12,7 @@ use crate::{
     ahead::Ahead,
     dice::Dice,
     mutation::mutate,
+    protobuf,
     target::{Signs, Target},
 };
 
@@ -139,7 +140,23 @@ impl Run<'_> {
     }
 
     /// Leaves out what the same failure does not need.
-    fn shrink(&mut self, mut input: Vec<u8>, why: &str, quiet: &Quiet) -> Vec<u8> {
+    fn shrink(&mut self, input: Vec<u8>, why: &str, quiet: &Quiet) -> Vec<u8> {
+        let mut fails = |less: &[u8]| {
+            self.ahead.note(less);
+            attempt(self.target, less, quiet).is_err_and(|other| other == why)
+        };
+        let mut input = input;
+        // Whole messages first, where there are some.
+        let mut fields = protobuf::read(&input).unwrap_or_default();
+        for at in (0..fields.len()).rev() {
+            let left_out = fields.remove(at);
+            let less = protobuf::write(&fields);
+            if fails(&less) {
+                input = less;
+            } else {
+                fields.insert(at, left_out);
+            }
+        }
         let (mut tries, mut length) = (0, input.len().div_ceil(2));
         while length > 0 {
             let mut at = 0;
@@ -147,8 +164,7 @@ impl Run<'_> {
                 tries += 1;
                 let mut less = input.clone();
                 less.drain(at..(at + length).min(input.len()));
-                self.ahead.note(&less);
-                if attempt(self.target, &less, quiet).is_err_and(|other| other == why) {
+                if fails(&less) {
                     input = less;
                 } else {
                     at += length;

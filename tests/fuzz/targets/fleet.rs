@@ -465,7 +465,8 @@ fn set_pool(wire: &v1::SetPoolRequest) -> Checked<Vec<Question>> {
     }
     let policy: Box<PoolPolicy> = match toml::from_str(&wire.policy) {
         Ok(policy) => policy,
-        Err(error) => return rejected(&error.to_string()),
+        // Its whole text draws the line, and so each would be a sign of its own.
+        Err(error) => return rejected(error.message()),
     };
     convert::name("policy.name", &policy.name.0)?;
     Ok(vec![one(move |request| Event::SetPool { request, policy, actor: operator() })])
