@@ -202,7 +202,7 @@ impl Fleet {
     }
 
     /// Should it speak all the same, it says hello first.
-    fn close_session(&mut self, id: NodeId, reason: &str, out: &mut Output) {
+    pub(super) fn close_session(&mut self, id: NodeId, reason: &str, out: &mut Output) {
         let session = self.nodes.get_mut(&id).and_then(|node| node.session.take());
         if let Some(session) = session {
             out.effects.push(Effect::CloseSession { node: id, session, reason: String::from(reason) });

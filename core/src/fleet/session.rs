@@ -397,6 +397,9 @@ impl Fleet {
         record(out, now, Subject::Node(id), "lost", sentence, None);
         out.touched.nodes.insert(id);
         self.pause_after_brake(now, out);
+        // A start may lie in its stream, sent before and not arrived: a lease granted on the same stream would let it
+        // run beside the attempt that is placed now (FL-3). So the node says hello first, and is told what is over.
+        self.close_session(id, "nothing was heard of this node for so long that its attempts were given up", out);
         self.give_up_attempts(id, &End::NodeLost(NodeLoss::Silent), now, out);
         self.settle_lost(id, now, out);
     }
