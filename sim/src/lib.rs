@@ -21,7 +21,7 @@ mod network;
 mod play;
 mod provider;
 pub mod replay;
-mod rng;
+pub mod rng;
 mod setup;
 mod spawner;
 mod store;

@@ -1,4 +1,4 @@
-//! One seed, one run: the only source of chance in the simulator.
+//! One seed, one run: the only source of chance in the simulator and of the fuzz targets.
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
 #[derive(Clone, Debug)]

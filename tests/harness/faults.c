@@ -84,8 +84,8 @@ static int fault(int fd)
     if (!real) \
         real = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
-#define WRITES(name, parameters, whole, half) \
-    ssize_t name parameters \
+#define CALL(type, name, parameters, whole, half) \
+    type name parameters \
     { \
         REAL(name); \
         switch (fault(fd)) { \
@@ -99,6 +99,8 @@ static int fault(int fd)
         return whole; \
     }
 
+#define WRITES(name, parameters, whole, half) CALL(ssize_t, name, parameters, whole, half)
+
 WRITES(write, (int fd, const void *data, size_t size), real(fd, data, size), real(fd, data, size / 2))
 WRITES(pwrite, (int fd, const void *data, size_t size, off_t at), real(fd, data, size, at), real(fd, data, size / 2, at))
 WRITES(pwrite64, (int fd, const void *data, size_t size, off64_t at), real(fd, data, size, at), real(fd, data, size / 2, at))
@@ -106,19 +108,8 @@ WRITES(writev, (int fd, const struct iovec *parts, int count), real(fd, parts, c
 WRITES(send, (int fd, const void *data, size_t size, int flags), real(fd, data, size, flags), real(fd, data, size / 2, flags))
 WRITES(sendmsg, (int fd, const struct msghdr *message, int flags), real(fd, message, flags), (void)0)
 
-#define SYNCS(name, parameters, whole) \
-    int name parameters \
-    { \
-        REAL(name); \
-        switch (fault(fd)) { \
-        case 2: \
-            errno = EIO; \
-            return -1; \
-        case 3: \
-            die(); \
-        } \
-        return whole; \
-    }
+/* Of a sync or a cut there is no half. */
+#define SYNCS(name, parameters, whole) CALL(int, name, parameters, whole, (void)0)
 
 SYNCS(fsync, (int fd), real(fd))
 SYNCS(fdatasync, (int fd), real(fd))

@@ -11,7 +11,12 @@ mod peers;
 mod program;
 mod spawner;
 
-use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
+    process::ExitCode,
+    time::Duration,
+};
 
 use muster_agent::spawner::protocol::Profile;
 use peers::{Bubblewrap, PosixSpawn, Runc};
@@ -106,15 +111,10 @@ fn compare(spawner: &Spawner, programs: &Programs, rounds: usize) {
 }
 
 /// In which order a round goes: what one way leaves to the kernel and in the caches does not always meet the same other.
-/// Sorted by a hash (the finalizer of SplitMix64, Steele and others, OOPSLA 2014), so that a run can be repeated.
+/// Sorted by a hash without a random key, so that a run can be repeated.
 fn order_of(round: usize, count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
-    order.sort_by_key(|way| {
-        let seed = ((round * count + way) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    });
+    order.sort_by_cached_key(|way| BuildHasherDefault::<DefaultHasher>::default().hash_one((round, way)));
     order
 }
 

@@ -71,7 +71,7 @@ pub struct HostContext {
 pub struct Exits {
     /// The node's name.
     pub name: String,
-    /// The agent ended by itself after it was released.
+    /// The agent left by itself: it was released, or told to go because its host is deleted.
     pub released: bool,
     /// Its agent's end, in milliseconds since the Unix epoch.
     pub agent_ms: u64,

@@ -52,8 +52,8 @@ pub struct ExecHosts {
 enum Done {
     /// One order, carried out or not; what became of it is told already.
     Order(HostRequestId),
-    /// One list.
-    List(Program, Result<Listed, Error>),
+    /// One list, of the program of this name.
+    List(String, Result<Listed, Error>),
 }
 
 /// What the lists of one program said lately.
@@ -71,8 +71,9 @@ struct Heard {
 struct Work {
     tasks: JoinSet<Done>,
     orders: BTreeSet<HostRequestId>,
-    lists: BTreeSet<Program>,
-    heard: BTreeMap<Program, Heard>,
+    /// By the program's name, as is the next.
+    lists: BTreeSet<String>,
+    heard: BTreeMap<String, Heard>,
 }
 
 impl ExecHosts {
@@ -97,9 +98,9 @@ impl ExecHosts {
                     Ok(Done::Order(host)) => {
                         work.orders.remove(&host);
                     }
-                    Ok(Done::List(program, listed)) => {
-                        work.lists.remove(&program);
-                        self.hear(&mut work, program, listed).await;
+                    Ok(Done::List(name, listed)) => {
+                        work.lists.remove(&name);
+                        self.hear(&mut work, name, listed).await;
                     }
                     Err(error) => tracing::error!("asking a provider's program failed: {error}"),
                 },
@@ -131,13 +132,13 @@ impl ExecHosts {
         if !self.links.leadership.holds() {
             return;
         }
-        let programs = self.links.handle.query(|fleet, _| names_of(fleet)).await.unwrap_or_default();
+        let programs = self.links.handle.query(|fleet, _| pools_by_program(fleet)).await.unwrap_or_default();
         for name in programs.into_keys() {
             let (program, whose) = (Program::new(&self.folder, &name), Whose { fleet: self.fleet.clone() });
-            if work.lists.insert(program.clone()) {
+            if work.lists.insert(name.clone()) {
                 work.tasks.spawn(async move {
                     let listed = program.ask(Operation::List, &whose).await;
-                    Done::List(program, listed)
+                    Done::List(name, listed)
                 });
             }
         }
@@ -230,34 +231,32 @@ impl ExecHosts {
         }
     }
 
-    async fn hear(&self, work: &mut Work, program: Program, listed: Result<Listed, Error>) {
-        let heard = work.heard.entry(program.clone()).or_default();
-        let trouble = match &listed {
-            Ok(_) => {
+    async fn hear(&self, work: &mut Work, name: String, listed: Result<Listed, Error>) {
+        let heard = work.heard.entry(name.clone()).or_default();
+        match listed {
+            Ok(listed) => {
                 heard.failures = 0;
-                None
+                self.tell_health(&name, None).await;
+                self.compare(work, name, &listed).await;
             }
             Err(error) => {
-                heard.failures = heard.failures.saturating_add(1);
                 tracing::warn!("{error}");
-                (heard.failures >= FAILURES_TO_TELL).then(|| error.to_string())
+                heard.failures = heard.failures.saturating_add(1);
+                if heard.failures >= FAILURES_TO_TELL {
+                    self.tell_health(&name, Some(error.to_string())).await;
+                }
             }
-        };
-        let folder = self.folder.clone();
-        let of = program.clone();
-        let Ok(listed) = listed else {
-            self.tell_health(program, trouble).await;
-            return;
-        };
-        self.tell_health(program.clone(), None).await;
-        let there: BTreeSet<HostRequestId> =
-            listed.hosts.iter().filter_map(|host| self.host_of(&host.request)).collect();
-        let compared = self
-            .links
-            .handle
-            .query(move |fleet, _| Compared::of(fleet, &there, |name| Program::new(&folder, name) == of));
-        let Ok(compared) = compared.await else { return };
-        let heard = work.heard.entry(program.clone()).or_default();
+        }
+    }
+
+    /// The list, the record and the leases side by side.
+    async fn compare(&self, work: &mut Work, name: String, listed: &Listed) {
+        let there = listed.hosts.iter().filter_map(|host| self.host_of(&host.request)).collect();
+        let program = Program::new(&self.folder, &name);
+        let asked = name.clone();
+        let compared = self.links.handle.query(move |fleet, _| Compared::of(fleet, &there, &asked)).await;
+        let Ok(compared) = compared else { return };
+        let heard = work.heard.entry(name).or_default();
         let gone = persist(&mut heard.missing, compared.missing.keys().copied());
         let strays = persist(&mut heard.strays, compared.strays.iter().copied());
         for host in gone {
@@ -266,20 +265,26 @@ impl ExecHosts {
             }
         }
         for host in strays {
-            if work.orders.len() < PROGRAMS_MAX && work.orders.insert(host) {
-                tracing::warn!(
-                    request = self.request(host),
-                    "the provider has a host that the fleet does not know; it is ended"
-                );
-                let (this, program) = (self.clone(), program.clone());
-                work.tasks.spawn(async move {
-                    if let Err(error) = this.end(&program, &PoolName(String::new()), host).await {
-                        tracing::warn!("{error}");
-                    }
-                    Done::Order(host)
-                });
-            }
+            self.end_stray(work, program.clone(), host);
         }
+    }
+
+    /// What does not fit beside the orders under way is there in the next list too.
+    fn end_stray(&self, work: &mut Work, program: Program, host: HostRequestId) {
+        if work.orders.len() >= PROGRAMS_MAX || !work.orders.insert(host) {
+            return;
+        }
+        tracing::warn!(
+            request = self.request(host),
+            "the provider has a host that the fleet does not know; it is ended"
+        );
+        let this = self.clone();
+        work.tasks.spawn(async move {
+            if let Err(error) = this.end(&program, &PoolName(String::new()), host).await {
+                tracing::warn!("{error}");
+            }
+            Done::Order(host)
+        });
     }
 
     async fn believe_gone(&self, pool: PoolName, host: HostRequestId, speaks: bool) {
@@ -291,13 +296,9 @@ impl ExecHosts {
     }
 
     /// A provider that says nothing holds scale-in of its pools (FL-12), and says why.
-    async fn tell_health(&self, program: Program, trouble: Option<String>) {
-        let folder = self.folder.clone();
-        let pools = self.links.handle.query(move |fleet, _| {
-            let names = names_of(fleet);
-            let of_program = names.into_iter().find(|(name, _)| Program::new(&folder, name) == program);
-            of_program.map(|(_, pools)| pools).unwrap_or_default()
-        });
+    async fn tell_health(&self, name: &str, trouble: Option<String>) {
+        let name = name.to_owned();
+        let pools = self.links.handle.query(move |fleet, _| pools_by_program(fleet).remove(&name).unwrap_or_default());
         for pool in pools.await.unwrap_or_default() {
             self.links.tell(Event::ProviderHeard { pool, trouble: trouble.clone() }).await;
         }
@@ -321,7 +322,7 @@ async fn patiently<A, F: Future<Output = Result<A, Error>>>(ask: impl FnMut() ->
 }
 
 /// Each program that a pool names, and those pools.
-fn names_of(fleet: &Fleet) -> BTreeMap<String, Vec<PoolName>> {
+fn pools_by_program(fleet: &Fleet) -> BTreeMap<String, Vec<PoolName>> {
     let mut names: BTreeMap<String, Vec<PoolName>> = BTreeMap::new();
     for (name, pool) in fleet.pools().filter(|(_, pool)| pool.policy.provider == ProviderKind::Exec) {
         names.entry(pool.policy.program().to_owned()).or_default().push(name.clone());
@@ -339,10 +340,11 @@ struct Compared {
 }
 
 impl Compared {
-    fn of(fleet: &Fleet, there: &BTreeSet<HostRequestId>, is_own: impl Fn(&str) -> bool) -> Self {
+    fn of(fleet: &Fleet, there: &BTreeSet<HostRequestId>, program: &str) -> Self {
+        let speaks = |node| fleet.node_view(node).is_some_and(|view| view.is_connected);
         let (mut missing, mut known) = (BTreeMap::new(), BTreeSet::new());
         for (name, pool) in fleet.pools() {
-            let own = pool.policy.provider == ProviderKind::Exec && is_own(pool.policy.program());
+            let own = pool.policy.provider == ProviderKind::Exec && pool.policy.program() == program;
             for (host, state) in &pool.hosts {
                 known.insert(*host);
                 let node = match state {
@@ -352,8 +354,7 @@ impl Compared {
                     Host::Deleting { node, .. } => *node,
                 };
                 if own && !there.contains(host) {
-                    let speaks = node.is_some_and(|node| fleet.is_connected(node));
-                    missing.insert(*host, (name.clone(), speaks));
+                    missing.insert(*host, (name.clone(), node.is_some_and(speaks)));
                 }
             }
         }

@@ -204,7 +204,7 @@ impl Error {
 }
 
 /// One provider's program.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug)]
 pub struct Program {
     path: PathBuf,
 }

@@ -201,7 +201,7 @@ impl Fleet {
         }
     }
 
-    /// Should it speak all the same, it says hello first.
+    /// Should it speak all the same, it says hello first, and counts again.
     pub(super) fn close_session(&mut self, id: NodeId, reason: &str, out: &mut Output) {
         let session = self.nodes.get_mut(&id).and_then(|node| node.session.take());
         if let Some(session) = session {

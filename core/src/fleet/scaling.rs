@@ -275,14 +275,10 @@ impl Fleet {
             return;
         };
         self.give_up_attempts(id, &End::NodeLost(NodeLoss::Silent), now, out);
+        self.close_session(id, "the provider says that this host is gone", out);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.record.liveness = Liveness::Gone(now);
             node.record.idle_since = None;
-            // Should it speak all the same, it says hello first, and counts again.
-            if let Some(session) = node.session.take() {
-                let reason = String::from("the provider says that this host is gone");
-                out.effects.push(Effect::CloseSession { node: id, session, reason });
-            }
             // Its name is free again; the record stays for those who ask.
             if self.names.get(&node.record.name) == Some(&id) {
                 self.names.remove(&node.record.name);

@@ -81,12 +81,6 @@ impl Fleet {
         self.names.get(name).copied()
     }
 
-    /// Does its agent speak to us now?
-    #[must_use]
-    pub fn is_connected(&self, id: NodeId) -> bool {
-        self.nodes.get(&id).is_some_and(|node| node.session.is_some())
-    }
-
     /// A node's figures.
     #[must_use]
     pub fn node_view(&self, id: NodeId) -> Option<NodeView> {

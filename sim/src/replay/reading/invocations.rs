@@ -130,36 +130,38 @@ fn read_durations<'a>(source: &Source<'a>) -> Result<HashMap<Function<'a>, Durat
         .filter(|(percent, _)| *percent < PERCENT_MAX)
         .collect();
     percentiles.sort_by(|one, other| one.0.total_cmp(&other.0));
-    let mut durations = HashMap::new();
-    for (at, line) in source.text.lines().enumerate().skip(1).map(|(at, line)| (at + 1, line.trim())) {
-        if line.is_empty() {
-            continue;
-        }
-        let columns: Vec<&str> = line.split(',').collect();
-        let mut named = [""; 3];
-        for (name, column_at) in named.iter_mut().zip(function) {
-            *name = column(source, at, &columns, column_at, "a hash of the function")?;
-        }
-        let average_ms = amount(source, at, column(source, at, &columns, average, "Average")?, "Average")?;
+    by_function(source, function, |at, columns| {
+        let average_ms = amount(source, at, column(source, at, columns, average, "Average")?, "Average")?;
         let mut known: Vec<(f64, f64)> = Vec::new();
         for (percent, column_at) in &percentiles {
             let name = format!("percentile_Average_{percent}");
-            let value = amount(source, at, column(source, at, &columns, *column_at, &name)?, &name)?;
+            let value = amount(source, at, column(source, at, columns, *column_at, &name)?, &name)?;
             if known.last().is_some_and(|(_, before)| *before > value) {
                 return Err(source.wrong(at, format!("{name} is {value}: less than the percentile before it")));
             }
             known.push((*percent, value));
         }
-        durations.insert(named, Duration::new(average_ms, known));
-    }
-    Ok(durations)
+        Ok(Duration::new(average_ms, known))
+    })
 }
 
 fn read_memory<'a>(source: &Source<'a>) -> Result<HashMap<Function<'a>, f64>, TraceError> {
     let header = header(source);
     let function = function_columns(source, &header)?;
     let average = place(source, &header, "AverageAllocatedMb")?;
-    let mut memory = HashMap::new();
+    by_function(source, function, |at, columns| {
+        let mib = column(source, at, columns, average, "AverageAllocatedMb")?;
+        amount(source, at, mib, "AverageAllocatedMb")
+    })
+}
+
+/// What `read` makes of each line's number and columns, by the function that the line is of.
+fn by_function<'a, T>(
+    source: &Source<'a>,
+    function: [usize; 3],
+    read: impl Fn(usize, &[&'a str]) -> Result<T, TraceError>,
+) -> Result<HashMap<Function<'a>, T>, TraceError> {
+    let mut found = HashMap::new();
     for (at, line) in source.text.lines().enumerate().skip(1).map(|(at, line)| (at + 1, line.trim())) {
         if line.is_empty() {
             continue;
@@ -169,10 +171,9 @@ fn read_memory<'a>(source: &Source<'a>) -> Result<HashMap<Function<'a>, f64>, Tr
         for (name, column_at) in named.iter_mut().zip(function) {
             *name = column(source, at, &columns, column_at, "a hash of the function")?;
         }
-        let mib = column(source, at, &columns, average, "AverageAllocatedMb")?;
-        memory.insert(named, amount(source, at, mib, "AverageAllocatedMb")?);
+        found.insert(named, read(at, &columns)?);
     }
-    Ok(memory)
+    Ok(found)
 }
 
 impl Duration {
