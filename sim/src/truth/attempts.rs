@@ -1,0 +1,250 @@
+//! Attempts and tasks: one end each, the right one, in its budget, and nothing that was withdrawn comes back.
+
+use std::collections::BTreeMap;
+
+use muster_core::{
+    effect::{AttemptRecord, EndRecord, StopReason},
+    end::{Blame, End},
+    fleet::{Fleet, Output},
+    host::Verdict,
+    ids::{AttemptId, JobId, NodeId},
+    limits,
+    node::{Duty, Hold},
+    spec::{Delivery, JobSpec, OnDrain},
+    time::Timestamp,
+};
+
+use super::{Truth, Violation, broken, nodes::spokesmen};
+use crate::host::SimHost;
+
+impl Truth {
+    pub(super) fn forget_budgets(&mut self, fleet: &Fleet, job: JobId) {
+        let Some(record) = fleet.job(job) else { return };
+        for task in 0..record.spec.tasks {
+            // What succeeded is not tried again.
+            if let Some(known) = self.tasks.get_mut(&(job, task))
+                && record.end_of(task) != Some("succeeded")
+            {
+                (known.failed, known.lost, known.drained, known.end) = (0, 0, 0, None);
+                known.brought_down.clear();
+            }
+        }
+    }
+
+    pub(super) fn check_attempt(
+        &mut self,
+        fleet: &Fleet,
+        id: AttemptId,
+        record: &AttemptRecord,
+        time: Timestamp,
+    ) -> Result<(), Violation> {
+        let Some(job) = fleet.job(id.job) else {
+            return broken("FL-1", format!("attempt {id} has no job"));
+        };
+        if record.placement_reason.is_empty() {
+            return broken("FL-14", format!("attempt {id} was placed without a reason"));
+        }
+        if self.is_doubtful(id.job) {
+            return Ok(());
+        }
+        let known = self.attempts.entry(id).or_default();
+        if record.started.is_some() && !known.handed {
+            return broken("FL-2", format!("attempt {id} counts as started, and no agent ever gave it to its spawner"));
+        }
+        if known.withdrawn {
+            return broken("FL-2", format!("attempt {id} was taken back and is stored again"));
+        }
+        let goes_on = (1..id.number.get()).filter_map(std::num::NonZeroU32::new).find(|number| {
+            let earlier = self.attempts.get(&AttemptId { number: *number, ..id });
+            earlier.is_some_and(|known| known.placed && known.stored.is_none() && !known.withdrawn)
+        });
+        if let Some(number) = goes_on {
+            return broken("FL-9", format!("attempt {id} was placed while attempt {number} of its task has no end"));
+        }
+        let known = self.attempts.entry(id).or_default();
+        known.placed = true;
+        if let Some((_, StopReason::Drained)) = record.stopping
+            && record.ended.is_none()
+            && !self.stopping.contains(&id)
+        {
+            check_eviction(fleet, id, record, &job.spec, time)?;
+        }
+        let Some(end) = &record.ended else { return Ok(()) };
+        if let Some(first) = known.stored.replace(end.end.clone()) {
+            return broken("FL-2", format!("attempt {id} ended as {first} and again as {}", end.end));
+        }
+        let is_true = is_what_happened(&end.end, known.over.as_ref().map(|(_, verdict)| verdict))
+            // Its spawner died with what it knew, or before the order reached it.
+            || (end.end == End::SpawnerLost && (known.forgotten || (known.handed && known.over.is_none())));
+        if !end.presumed && !is_true {
+            let happened = format!("{:?}", known.over);
+            return broken("FL-2", format!("attempt {id} is stored as {}, and what happened is {happened}", end.end));
+        }
+        if end.end == End::Cancelled && !self.cancels.contains(&id.job) {
+            return broken("FL-2", format!("attempt {id} ended as cancelled, and nobody cancelled its job"));
+        }
+        if end.end == End::TimedOut && job.spec.time_limit.is_none() {
+            return broken("FL-2", format!("attempt {id} timed out, and has no limit"));
+        }
+        self.check_task_end(fleet, id, record, &end.end)
+    }
+
+    /// FL-6: what runs on under its spawner is adopted, also when its agent or its stream is a new one.
+    pub(super) fn check_presumed(
+        &self,
+        id: AttemptId,
+        record: &AttemptRecord,
+        fleet: &Fleet,
+        hosts: &[SimHost],
+    ) -> Result<(), Violation> {
+        let Some(end) = record.ended.as_ref().filter(|end| end.presumed && end.end == End::SpawnerLost) else {
+            return Ok(());
+        };
+        let Some(node) = fleet.node(record.node).filter(|_| !self.is_doubtful(id.job)) else { return Ok(()) };
+        let runs = |(at, _): (usize, &SimHost)| self.busy.get(&at).is_some_and(|busy| busy.contains(&id));
+        if spokesmen(record.node, node, hosts).any(runs) {
+            return broken("FL-6", format!("attempt {id} is given up as {}, and runs on {}", end.end, node.name));
+        }
+        Ok(())
+    }
+
+    /// A host that fails one start after another is set aside: it must not eat the queue.
+    pub(super) fn check_faults(&mut self, fleet: &Fleet, out: &Output) -> Result<(), Violation> {
+        let mut failed: BTreeMap<NodeId, u32> = BTreeMap::new();
+        for record in out.touched.attempts.values() {
+            let faulty = |end: &EndRecord| !end.presumed && end.end.speaks_against_the_host();
+            if record.ended.as_ref().is_some_and(faulty) {
+                *failed.entry(record.node).or_default() += 1;
+            }
+        }
+        for (id, record) in &out.touched.attempts {
+            if record.started.is_some() && !self.started_before.contains(id) {
+                // In which order they came in this batch is not known here.
+                self.faults.remove(&record.node);
+                failed.remove(&record.node);
+            }
+        }
+        for (id, count) in failed {
+            // What comes while it cools down is not held against it.
+            let Some(node) = fleet.node(id).filter(|_| !self.cooling.contains(&id)) else { continue };
+            let faults = self.faults.entry(id).or_default();
+            *faults += count;
+            if node.duty != Duty::Eligible {
+                *faults = 0;
+            } else if *faults >= limits::FAULTS_BEFORE_COOLING && node.hold == Hold::None {
+                return broken("case 17", format!("node {} had {faults} faults in a row, and gets work", node.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// A task ends once, by its own result, and is tried again only within its budgets.
+    pub(super) fn check_task_end(
+        &mut self,
+        fleet: &Fleet,
+        id: AttemptId,
+        record: &AttemptRecord,
+        end: &End,
+    ) -> Result<(), Violation> {
+        let Some(job) = fleet.job(id.job) else { return Ok(()) };
+        let task = self.tasks.entry((id.job, id.task)).or_default();
+        match end.blame() {
+            Blame::Job => task.failed += 1,
+            Blame::Node => task.lost += 1,
+            Blame::Operator => task.drained += 1,
+            Blame::Nobody | Blame::Requested => {}
+        }
+        if record.started.is_some() && end.takes_the_host_along() {
+            task.brought_down.insert(record.node);
+        }
+        let ended = job.end_of(id.task).map(str::to_owned);
+        if self.retried.contains(&id.job) {
+            // Before this end or after it, in the same batch.
+            return Ok(());
+        }
+        if let Some(first) = &task.end {
+            return broken("FL-2", format!("task {}.{} had ended as {first}", id.job, id.task));
+        }
+        if *end == End::Succeeded && ended.as_deref() != Some("succeeded") {
+            return broken("FL-2", format!("attempt {id} succeeded, and its task is {ended:?}"));
+        }
+        if *end == End::Cancelled && ended.is_none() {
+            return broken("FL-2", format!("attempt {id} was cancelled, and its task goes on"));
+        }
+        let retries = job.spec.retries;
+        let used_up = task.failed > retries.failed || task.lost > retries.lost || task.drained > retries.drained;
+        let once = job.spec.delivery == Delivery::AtMostOnce;
+        if ended.is_none() && (used_up || once) {
+            return broken("FL-9", format!("task {}.{} goes on after {end} past its budget", id.job, id.task));
+        }
+        if ended.is_none() && (job.cancelled_by.is_some() || job.cancelled_tasks.contains(&id.task)) {
+            return broken("FL-1", format!("task {}.{} goes on after {end}, and was cancelled", id.job, id.task));
+        }
+        if ended.is_none() && task.brought_down.len() >= limits::POISON_NODES && !job.held.contains(&id.task) {
+            let count = task.brought_down.len();
+            return broken("case 17", format!("task {}.{} brought down {count} nodes and goes on", id.job, id.task));
+        }
+        task.end = ended;
+        Ok(())
+    }
+
+    pub(super) fn check_withdrawn(&mut self, fleet: &Fleet, id: AttemptId) -> Result<(), Violation> {
+        if self.is_doubtful(id.job) {
+            return Ok(());
+        }
+        let known = self.attempts.entry(id).or_default();
+        known.withdrawn = true;
+        let delivery = fleet.job(id.job).map(|job| job.spec.delivery);
+        if known.started && delivery != Some(Delivery::AtLeastOnce) {
+            return broken("FL-4", format!("attempt {id} was taken back as never started, and it was started"));
+        }
+        Ok(())
+    }
+
+    /// Its end was stored once, or that it never began; of what was lost nobody can say.
+    pub(super) fn is_over(&self, id: AttemptId) -> bool {
+        let known = self.attempts.get(&id);
+        self.is_doubtful(id.job) || known.is_some_and(|known| known.stored.is_some() || known.withdrawn)
+    }
+}
+
+pub(super) fn phase(record: &AttemptRecord) -> &'static str {
+    match (record.ended.is_some(), record.stopping.is_some(), record.started.is_some()) {
+        (true, _, _) => "ended",
+        (false, true, _) => "stopping",
+        (false, false, true) => "started",
+        (false, false, false) => "placed",
+    }
+}
+
+/// F7: nothing that may finish is evicted before the drain's deadline.
+fn check_eviction(
+    fleet: &Fleet,
+    id: AttemptId,
+    record: &AttemptRecord,
+    spec: &JobSpec,
+    time: Timestamp,
+) -> Result<(), Violation> {
+    let Some(Duty::Draining(drain)) = fleet.node(record.node).map(|node| &node.duty) else {
+        return broken("F7", format!("attempt {id} is evicted from a node that is not draining"));
+    };
+    let is_overdue = drain.order.deadline.is_some_and(|deadline| deadline <= time);
+    if spec.on_drain == OnDrain::Finish && !is_overdue {
+        return broken("F7", format!("attempt {id} may finish, and is evicted before the deadline"));
+    }
+    Ok(())
+}
+
+/// Could this stored end be what the host saw?
+fn is_what_happened(end: &End, over: Option<&Verdict>) -> bool {
+    match over {
+        None => false,
+        Some(Verdict::Own(own)) => own == end || (*own == End::Succeeded && *end == End::OutputLost),
+        Some(Verdict::Stopped) => {
+            matches!(end, End::Cancelled | End::Drained | End::Preempted | End::SpawnerLost)
+        }
+        Some(Verdict::Lost) => *end == End::SpawnerLost,
+        Some(Verdict::LeaseEnded) => matches!(end, End::NodeLost(_)),
+        Some(Verdict::Denied(reason)) => *end == End::Refused(reason.clone()),
+    }
+}
