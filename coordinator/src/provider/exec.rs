@@ -335,7 +335,7 @@ fn pools_by_program(fleet: &Fleet) -> BTreeMap<String, Vec<PoolName>> {
 struct Compared {
     /// Joined or being deleted, and not listed; and does its agent speak?
     missing: BTreeMap<HostRequestId, (PoolName, bool)>,
-    /// Listed, and of no record.
+    /// Listed, of no record, and no agent that speaks is on it.
     strays: BTreeSet<HostRequestId>,
 }
 
@@ -358,6 +358,11 @@ impl Compared {
                 }
             }
         }
+        // A store that has lost writes may have forgotten the host and not the work on it: an operator looks first.
+        if fleet.meta().loss.is_some() {
+            return Self { missing, strays: BTreeSet::new() };
+        }
+        known.extend(fleet.nodes().filter(|(node, _)| speaks(*node)).filter_map(|(_, node)| node.host));
         Self { missing, strays: there.difference(&known).copied().collect() }
     }
 }
@@ -371,7 +376,24 @@ fn persist(counts: &mut BTreeMap<HostRequestId, u8>, now: impl Iterator<Item = H
 
 #[cfg(test)]
 mod tests {
+    use muster_core::{
+        fleet::{Image, Loss, Meta},
+        time::Timestamp,
+    };
+
     use super::*;
+
+    #[test]
+    fn a_store_that_has_lost_writes_ends_no_host_that_it_does_not_know() {
+        let there = BTreeSet::from([HostRequestId(7)]);
+        let strays = |loss| {
+            let image = Image { meta: Meta { loss, ..Meta::default() }, ..Image::default() };
+            Compared::of(&Fleet::restore(image).unwrap(), &there, "qemu").strays
+        };
+        assert_eq!(strays(None), there);
+        let loss = Loss { noticed: Timestamp(1), reason: "host a has seen more".to_owned() };
+        assert_eq!(strays(Some(loss)), BTreeSet::new());
+    }
 
     #[test]
     fn one_list_is_not_believed_and_two_are() {
