@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ids::PoolName,
-    policy::{Change, Cost, HostTemplate, ProviderKind, Window},
+    policy::{Below, Change, Cost, HostTemplate, Metric, ProviderKind, Window},
 };
 
 const NOW: Timestamp = Timestamp(1_000_000_000);
