@@ -80,7 +80,10 @@ impl Jobs {
 
 /// None where jobs have no uid of their own: such a job could change what the next inherits from the init.
 fn jobs(test: &str) -> Option<Jobs> {
-    let spawner = Spawner::start();
+    jobs_of(test, Spawner::start())
+}
+
+fn jobs_of(test: &str, spawner: Spawner) -> Option<Jobs> {
     if spawner.missing.iter().any(|fence| fence == "uid.own") {
         println!("SKIP {test}: without uid.own no sandbox is used again");
         return None;
@@ -130,6 +133,22 @@ fn what_was_left_is_seen_by_the_same_job() {
         let is_parent = end.verdict == Verdict::Exited(0);
         assert!(is_parent && !said.is_empty(), "{what} is not found by its own job: {end:?} {said}");
     }
+}
+
+/// More than the spawner keeps.
+const SHAPES: u32 = 160;
+
+#[test]
+fn an_owner_of_ever_new_shapes_does_not_lose_the_one_that_serves_again() {
+    let test = "an_owner_of_ever_new_shapes_does_not_lose_the_one_that_serves_again";
+    let Some(mut jobs) = jobs_of(test, Spawner::start_with("", 4 * SHAPES)) else { return };
+    jobs.owner = 1;
+    for pages in 1..=SHAPES {
+        let (_, end, _) = jobs.run(&["/bin/true"], |start| start.limits.disk_bytes += u64::from(pages) * 4_096);
+        assert_eq!(end.verdict, Verdict::Exited(0));
+    }
+    let init = jobs.perl("").0.init_pid;
+    assert_eq!(jobs.perl("").0.init_pid, init, "those that nobody asks for again made no room");
 }
 
 #[test]

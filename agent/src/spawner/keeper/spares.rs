@@ -32,7 +32,9 @@ use crate::{
 const UNUSED_US: u64 = 60_000_000;
 /// Of a shape that is asked at all: one to take, and one while the next is made.
 const READY_MIN: usize = 2;
-/// An owner who had no job for this long is not expected to have another soon.
+/// A shape that nobody asked for this long makes room for one that is asked for.
+const SHAPE_UNUSED_US: u64 = 5_000_000;
+/// What was left for an owner's next job and did not serve for this long is not expected to serve soon.
 const OWNER_UNUSED_US: u64 = 5_000_000;
 /// How often that is looked at.
 const TIDY_US: u64 = 1_000_000;
@@ -58,6 +60,8 @@ struct Spare {
     state: State,
     /// Whose jobs were in it, or in its network namespace or folder; none: nobody's.
     owner: Option<Owner>,
+    /// Since when it waits, in microseconds of CLOCK_BOOTTIME.
+    since_us: u64,
 }
 
 impl Spare {
@@ -213,25 +217,36 @@ impl Spares {
         self.shelves.get_mut(owner)?.folders.pop()
     }
 
-    /// Room for one more of this owner: if need be, that of the one that waits longest for its own.
-    fn has_room(&mut self, owner: &Owner) -> bool {
+    /// Room for one more that was left as new: if need be, that of the one that has waited longest, also if it is the
+    /// same owner's: an owner who asks for ever new shapes has many that no job will ask for again.
+    fn has_room(&mut self) -> bool {
         if self.count_max == 0 {
             return false;
         }
-        let kept = self.by_token.values().filter(|spare| spare.state.waits() && spare.owner.is_some());
-        if kept.count() < KEPT_MAX {
-            return true;
-        }
-        let used_us = |of: &Owner| self.shelves.get(of).map_or(0, |shelf| shelf.used_us);
-        let others = self.by_token.iter().filter(|(_, spare)| spare.state.waits());
-        let others = others.filter_map(|(token, spare)| {
-            spare.owner.as_ref().filter(|of| *of != owner).map(|of| (used_us(of), *token))
-        });
-        let Some((_, oldest)) = others.min() else { return false };
-        if let Some(spare) = self.by_token.get_mut(&oldest) {
-            spare.state = State::Useless;
+        let kept = || self.by_token.iter().filter(|(_, spare)| spare.state.waits() && spare.owner.is_some());
+        if kept().count() >= KEPT_MAX {
+            self.make_useless(kept().map(|(token, spare)| (spare.since_us, *token)).min());
         }
         true
+    }
+
+    /// One of a shape that was not asked for lately makes room for one of a shape that is.
+    fn has_room_ahead(&mut self, now: u64) -> bool {
+        let ahead = || self.by_token.iter().filter(|(_, spare)| spare.state.waits() && spare.owner.is_none());
+        if ahead().count() + self.wanted.len() < self.count_max {
+            return true;
+        }
+        let used_us = |shape: &Shape| self.demand.get(shape).map_or(0, |demand| demand.used_us);
+        let oldest = ahead().map(|(token, spare)| (used_us(&spare.sandbox.shape), *token)).min();
+        let unused = oldest.filter(|(used_us, _)| used_us + SHAPE_UNUSED_US < now);
+        self.make_useless(unused);
+        unused.is_some()
+    }
+
+    fn make_useless(&mut self, found: Option<(u64, u64)>) {
+        if let Some(spare) = found.and_then(|(_, token)| self.by_token.get_mut(&token)) {
+            spare.state = State::Useless;
+        }
     }
 
     /// Takes one that is ready, and asks for the next.
@@ -240,7 +255,11 @@ impl Spares {
         let fits = |spare: &Spare, of: Option<&Owner>| {
             spare.state == State::Ready && spare.sandbox.shape == shape && spare.owner.as_ref() == of
         };
-        let find = |of| self.by_token.iter().find(|(_, spare)| fits(spare, of)).map(|(token, _)| *token);
+        // The one that was used last is the warmest, and those that are too many grow old.
+        let find = |of| {
+            let fitting = self.by_token.iter().filter(|(_, spare)| fits(spare, of));
+            fitting.max_by_key(|(_, spare)| spare.since_us).map(|(token, _)| *token)
+        };
         let found = find(Some(owner)).or_else(|| find(None));
         let demand = self.demand.entry(shape).or_insert(Demand { ready: READY_MIN, used_us: now, limits });
         (demand.used_us, demand.limits) = (now, limits);
@@ -255,11 +274,10 @@ impl Spares {
     }
 
     fn want(&mut self, shape: Shape, owner: &Owner, ready: usize) {
-        let ahead = self.by_token.values().filter(|spare| spare.state.waits() && spare.owner.is_none()).count();
         let alike =
             self.by_token.values().filter(|spare| spare.may_serve(owner) && spare.sandbox.shape == shape).count();
         let coming = self.wanted.iter().filter(|(of, _)| *of == shape).count();
-        if alike + coming < ready && ahead + self.wanted.len() < self.count_max {
+        if alike + coming < ready && self.has_room_ahead(sys::boottime_us()) {
             self.wanted.push((shape, owner.clone()));
         }
     }
@@ -319,7 +337,7 @@ impl Keeper {
         let of = (network.is_some() || folder.is_some()).then_some(owner);
         match self.make(shape, network, folder, &limits) {
             Ok(sandbox) => {
-                let spare = Spare { sandbox, state: State::Making, owner: of };
+                let spare = Spare { sandbox, state: State::Making, owner: of, since_us: sys::boottime_us() };
                 self.spares.by_token.insert(spare.sandbox.token, spare);
             }
             Err(error) => {
@@ -388,11 +406,11 @@ impl Keeper {
     /// let go.
     pub(super) fn take_back(&mut self, sandbox: Sandbox, owner: Owner, as_new: bool) {
         let is_usable = as_new && owner.is_known() && !self.stopping && !self.upgrading;
-        let is_kept = is_usable && self.spares.has_room(&owner);
+        let is_kept = is_usable && self.spares.has_room();
         if is_kept {
             self.spares.shelf(&owner);
         }
-        let mut spare = Spare { sandbox, state: State::Ready, owner: None };
+        let mut spare = Spare { sandbox, state: State::Ready, owner: None, since_us: sys::boottime_us() };
         if !is_kept {
             if let Some(network) = spare.sandbox.network.take() {
                 self.spares.shelve_network(&owner, network);
@@ -419,18 +437,16 @@ impl Keeper {
         for owner in &gone {
             folders.extend(spares.shelves.remove(owner).into_iter().flat_map(|shelf| shelf.folders));
         }
-        for spare in
-            spares.by_token.values_mut().filter(|spare| spare.owner.as_ref().is_some_and(|of| gone.contains(of)))
-        {
-            end_spare(spare);
-        }
+        // Their owner may have others that serve again and again.
+        let is_left = |spare: &&mut Spare| spare.owner.is_some() && spare.since_us + OWNER_UNUSED_US < now;
+        spares.by_token.values_mut().filter(is_left).for_each(end_spare);
         let last = spares.demand.values().map(|demand| demand.used_us).max();
         spares.demand.retain(|_, demand| demand.used_us + UNUSED_US > now || Some(demand.used_us) == last);
         for demand in spares.demand.values_mut().filter(|demand| demand.used_us + UNUSED_US < now) {
             demand.ready = READY_MIN;
         }
         let mut kept: BTreeMap<Shape, usize> = BTreeMap::new();
-        // Those of an owner go with its shelf.
+        // Those of an owner are above.
         for spare in spares.by_token.values_mut().filter(|spare| spare.owner.is_none()) {
             let count = kept.entry(spare.sandbox.shape).or_default();
             *count += 1;
