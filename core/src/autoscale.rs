@@ -10,6 +10,7 @@
 pub mod demand;
 mod explain;
 pub mod flow;
+pub mod foresight;
 pub mod packing;
 pub mod pattern;
 mod view;

@@ -6,6 +6,7 @@ use core::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
+use super::foresight::Foresight;
 use crate::time::{Millis, Timestamp};
 
 /// Until a host has booted here, it is taken to need this long.
@@ -76,7 +77,7 @@ impl Recent {
     }
 
     /// Nobody will ask for what is older than this.
-    fn forget(&mut self, window: Millis, now: Timestamp) {
+    pub(super) fn forget(&mut self, window: Millis, now: Timestamp) {
         while self.steps.len() > 1 && self.steps.front().is_some_and(|(_, until)| *until + window <= now) {
             self.steps.pop_front();
         }
@@ -84,31 +85,37 @@ impl Recent {
 }
 
 /// How long a need is remembered, in tenths of a boot time: one of these.
-const WINDOWS: [u64; 15] = [10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 160, 240, 320, 480];
+const WINDOWS: [u64; 17] = [3, 5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120, 160, 240, 320, 480];
 const TENTHS: u64 = 10;
-/// The window until costs are known; a longer one must be cheap beside foresight too.
-const WINDOW_FIRST: usize = 4;
+/// The window until costs are known.
+const WINDOW_FIRST: usize = 6;
 /// Costs are known when so many boot times were seen.
 const BOOTS_SEEN: u64 = 20;
+/// All that is paid for may cost so many hundredths of what foresight would.
+const OF_FORESIGHT: u64 = 140;
 /// A window may cost so many hundredths of what the cheapest would.
-const OF_CHEAPEST: u64 = 125;
-/// A longer window than the first may cost so many hundredths of what foresight would.
-const OF_FORESIGHT: u64 = 130;
+const OF_CHEAPEST: u64 = 200;
 /// In a boot time this part of what is known of costs is forgotten: they are those of the last hours.
 const FORGOTTEN: u64 = 256;
 
 /// What it would have cost to remember needs for each of several times, and which is therefore done.
 ///
-/// A short memory boots the same hosts again and again, and tasks wait meanwhile; a long one keeps hosts that
-/// nobody needs. Which costs more depends on the work, so each is played along with, in host time: what was
-/// kept, and the boots. With a window of one boot time what is kept costs what foresight pays: of each gap the
-/// boot, or the gap if it is shorter.
+/// A short memory boots the same hosts again and again, and tasks wait meanwhile; a long one keeps hosts that nobody
+/// needs. Which costs more depends on the work, so each is played along with, in host time: what was kept, and the boots.
+/// What is really paid differs: hosts that boot for long, those that a burst's backlog asked for, a minimum.
+/// That excess and what a window would cost together are to stay near what foresight would have paid: the longest
+/// such window is taken, because whoever remembers longer lets fewer wait and changes less; if there is none, the cheapest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     recent: Recent,
     /// Host-milliseconds, by window.
     costs: [u64; WINDOWS.len()],
     kept: [u32; WINDOWS.len()],
+    /// Host-milliseconds: of all hosts that there were, and by the windows that were in force.
+    paid: u64,
+    planned: u64,
+    hosts: u32,
+    foresight: Foresight,
     since: Option<Timestamp>,
     seen: u64,
     turned: Timestamp,
@@ -116,16 +123,24 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// So many hosts are needed from now on.
-    pub fn note(&mut self, need: u32, boot: Millis, now: Timestamp) {
+    /// So many hosts are needed from now on, and so many there are.
+    pub fn note(&mut self, need: u32, hosts: u32, boot: Millis, now: Timestamp) {
         self.recent.note(need, now);
+        self.foresight.settle(boot, now);
         let passed = self.since.map_or(0, |since| now.since(since).0);
         self.since = Some(now);
         self.seen = self.seen.saturating_add(passed);
+        self.paid = self.paid.saturating_add(u64::from(self.hosts) * passed);
+        self.hosts = hosts;
+        let in_force = self.in_force();
         for (at, ((tenths, cost), kept)) in WINDOWS.iter().zip(&mut self.costs).zip(&mut self.kept).enumerate() {
             let (most, _) = self.recent.most(span(*tenths, boot), now);
-            let boots = if at == 0 { 0 } else { u64::from(most.saturating_sub(*kept)) * boot.0 };
-            *cost = cost.saturating_add(u64::from(*kept) * passed + boots);
+            let boots = u64::from(most.saturating_sub(*kept)) * boot.0;
+            let more = u64::from(*kept) * passed + boots;
+            *cost = cost.saturating_add(more);
+            if at == in_force {
+                self.planned = self.planned.saturating_add(more);
+            }
             *kept = most;
         }
         let longest = WINDOWS.last().copied().unwrap_or_default();
@@ -137,21 +152,35 @@ impl Memory {
         }
     }
 
+    /// A task that takes this part of a host, in thousandths, has started; it came at `came`.
+    pub fn started(&mut self, part: u64, came: Timestamp, now: Timestamp) {
+        self.foresight.started(part, came, now);
+    }
+
+    /// It is over; had it started when it came, it would have been at `would_have`.
+    pub fn ended(&mut self, part: u64, would_have: Timestamp, now: Timestamp) {
+        self.foresight.ended(part, would_have, now);
+    }
+
+    fn in_force(&self) -> usize {
+        self.chosen.unwrap_or(WINDOW_FIRST)
+    }
+
     fn choose(&mut self, turns: u64, boot: Millis) {
-        for cost in &mut self.costs {
-            *cost -= *cost * turns.min(FORGOTTEN / 2) / FORGOTTEN;
+        let sums = [&mut self.paid, &mut self.planned, self.foresight.sum()];
+        for sum in self.costs.iter_mut().chain(sums) {
+            *sum -= *sum / FORGOTTEN * turns.min(FORGOTTEN / 2);
         }
-        let [foresight, windows @ ..] = &self.costs;
-        let Some(cheapest) = windows.iter().min().filter(|_| self.seen >= boot.0 * BOOTS_SEEN && *foresight > 0) else {
+        let foresight = self.foresight.host_ms();
+        let costs = self.costs.iter().enumerate();
+        let Some((first, cheapest)) = costs.clone().min_by_key(|(_, cost)| **cost) else { return };
+        if self.seen < boot.0 * BOOTS_SEEN || foresight == 0 {
             return;
-        };
-        let allowed = |at: &usize| {
-            let cost = self.costs.get(*at).copied().unwrap_or(u64::MAX);
-            let is_cheap = *at <= WINDOW_FIRST || cost <= foresight * OF_FORESIGHT / 100;
-            cost <= cheapest * OF_CHEAPEST / 100 && is_cheap
-        };
-        let best = (1..WINDOWS.len()).rev().find(allowed).unwrap_or(1);
-        let now = self.chosen.unwrap_or(WINDOW_FIRST);
+        }
+        let most = (foresight * OF_FORESIGHT / 100).saturating_add(self.planned);
+        let is_cheap = |cost: u64| cost <= cheapest * OF_CHEAPEST / 100 && cost.saturating_add(self.paid) <= most;
+        let best = costs.rev().find(|(_, cost)| is_cheap(**cost)).map_or(first, |(at, _)| at.max(first));
+        let now = self.in_force();
         // A step at a time: what was needed is not forgotten all at once.
         self.chosen = Some(match best.cmp(&now) {
             Ordering::Greater => now + 1,
@@ -163,7 +192,7 @@ impl Memory {
     /// How long a need is remembered now.
     #[must_use]
     pub fn window(&self, boot: Millis) -> Millis {
-        span(WINDOWS.get(self.chosen.unwrap_or(WINDOW_FIRST)).copied().unwrap_or(TENTHS), boot)
+        span(WINDOWS.get(self.in_force()).copied().unwrap_or(TENTHS), boot)
     }
 
     /// The most that was needed within that time, and when it may fall.
@@ -191,6 +220,9 @@ impl Runs {
     const KEPT: u64 = 512;
     /// Of tasks that have not ended by this time after the first start, it is known that they are no short ones.
     const LEARNED: Millis = Millis::from_secs(5);
+    /// Within so many thousandths of a boot time what waits is to have run once its hosts are there. Longer saves hosts that
+    /// a burst's backlog keeps for some seconds, shorter lets its last tasks wait less.
+    const HORIZON: u64 = 700;
 
     /// A task has started.
     pub fn started(&mut self, now: Timestamp) {
@@ -211,11 +243,11 @@ impl Runs {
         self.ended == 0 && self.first.is_none_or(|first| now.since(first) < Self::LEARNED)
     }
 
-    /// So many waiting tasks need a place of their own each, when a host takes `boot` to come: those that
-    /// run for longer all of them, of shorter ones as many as run in that time one after the other.
+    /// So many waiting tasks need a place of their own each, when a host takes `boot` to come: those that run for about as
+    /// long all of them, of shorter ones as many as run one after the other in seven tenths of that time.
     #[must_use]
     pub fn places(&self, tasks: u64, boot: Millis) -> u64 {
-        let (mean, horizon) = (self.mean_us, boot.0.saturating_mul(1_000));
+        let (mean, horizon) = (self.mean_us, boot.0.saturating_mul(Self::HORIZON));
         if self.ended == 0 || mean >= horizon {
             return tasks;
         }
@@ -245,18 +277,29 @@ mod tests {
         assert_eq!(recent.most(window, at(160)), (1, None));
     }
 
-    /// Needs of one host, on for some seconds and off for others, and the window that comes of it.
-    fn window_of(on: u64, off: u64) -> Millis {
+    /// A task of a whole host, on for some seconds and off for others, on hosts that are there as long as they are
+    /// remembered and so many more; and the window that comes of it.
+    fn window_of(on: u64, off: u64, more: u32) -> Millis {
         let boot = Millis::from_secs(50);
         let mut memory = Memory::default();
         let mut now = Timestamp(1_000_000);
+        let look = |memory: &mut Memory, need, now| {
+            memory.note(need, need + more, boot, now);
+            let (kept, _) = memory.most(boot, now);
+            memory.note(need, kept + more, boot, now);
+        };
         for _ in 0..400 {
-            memory.note(1, boot, now);
-            now = now + Millis::from_secs(on);
-            memory.note(0, boot, now);
-            for _ in 0..off.div_ceil(10) {
-                now = now + Millis::from_secs(10);
-                memory.note(0, boot, now);
+            let came = now;
+            memory.started(1_000, came, now);
+            for (seconds, need) in [(on, 1), (off, 0)] {
+                look(&mut memory, need, now);
+                for _ in 0..seconds.div_ceil(5) {
+                    now = now + Millis::from_secs(5);
+                    look(&mut memory, need, now);
+                }
+                if need == 1 {
+                    memory.ended(1_000, now, now);
+                }
             }
         }
         memory.window(boot)
@@ -266,8 +309,16 @@ mod tests {
     fn a_need_is_remembered_as_long_as_that_is_cheap() {
         let first = Memory::default().window(Millis::from_secs(50));
         assert_eq!(first, Millis::from_secs(150));
-        assert!(window_of(5, 1_800) < first, "nothing comes back within minutes: {}", window_of(5, 1_800));
-        assert!(window_of(3_600, 900) > first, "it costs little beside the work: {}", window_of(3_600, 900));
+        assert!(window_of(5, 1_800, 0) < first, "nothing comes back within minutes: {}", window_of(5, 1_800, 0));
+        assert!(window_of(3_600, 900, 0) > first, "it costs little beside the work: {}", window_of(3_600, 900, 0));
+        let bridged = window_of(200, 100, 0);
+        assert!(bridged >= Millis::from_secs(100), "a gap that is not much longer than a boot: {bridged}");
+    }
+
+    #[test]
+    fn what_is_paid_beside_the_need_leaves_less_for_memory() {
+        let (alone, beside) = (window_of(3_600, 900, 0), window_of(3_600, 900, 1));
+        assert!(beside < alone, "{beside} and {alone}");
     }
 
     #[test]
@@ -279,7 +330,7 @@ mod tests {
         runs.started(now);
         assert!(runs.is_unknown(now) && !runs.is_unknown(now + Millis::from_secs(5)));
         runs.ended(Millis::from_secs(1));
-        assert_eq!((runs.places(100, boot), runs.places(1, boot), runs.places(0, boot)), (2, 1, 0));
+        assert_eq!((runs.places(100, boot), runs.places(1, boot), runs.places(0, boot)), (3, 1, 0));
         for _ in 0..9 {
             runs.ended(Millis::from_secs(1_000));
         }

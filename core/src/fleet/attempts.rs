@@ -44,6 +44,13 @@ impl Fleet {
         if let (Some(pool), Some(job)) = (self.pools.get_mut(&node.record.pool), self.jobs.get(&id.job)) {
             pool.waits.note(now.since(job.submitted), now);
             pool.runs.started(now);
+            if !pool.is_fixed() {
+                let part = part_of(&job.spec.request, &pool.record.policy.host.capacity());
+                pool.memory.started(part, job.submitted, now);
+                if let Some(attempt) = self.attempts.get_mut(&id) {
+                    attempt.counted = Some(part);
+                }
+            }
         }
     }
 
@@ -99,6 +106,9 @@ impl Fleet {
             node.mean_task = Some(moving_mean(node.mean_task, ran));
             if let (Some(pool), Some(job)) = (self.pools.get_mut(&node.record.pool), self.jobs.get(&id.job)) {
                 pool.runs.ended(ran);
+                if let Some(part) = self.attempts.get_mut(&id).and_then(|attempt| attempt.counted.take()) {
+                    pool.memory.ended(part, job.submitted + ran, now);
+                }
                 pool.flow.ended(part_of(&job.spec.request, &pool.record.policy.host.capacity()), ran);
             }
         }
@@ -180,6 +190,10 @@ impl Fleet {
         let attempt = self.attempts.remove(&id)?;
         let node_id = attempt.record.node;
         let Some(node) = self.nodes.get_mut(&node_id) else { return Some(attempt) };
+        if let (Some(part), Some(pool)) = (attempt.counted, self.pools.get_mut(&node.record.pool)) {
+            // Its host did not tell how long it ran.
+            pool.memory.ended(part, now, now);
+        }
         node.attempts.remove(&id);
         if attempt.prefilled {
             node.prefilled.retain(|waiting| *waiting != id);

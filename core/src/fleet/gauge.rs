@@ -297,7 +297,7 @@ fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Res
     let with_rise = (taken + queued + rise).div_ceil(u64::from(WHOLE));
     let rise = if runs.is_unknown(now) { 0 } else { with_rise.saturating_sub(need) };
     let rise = u32::try_from(rise).unwrap_or(u32::MAX);
-    pool.memory.note(now_needed.saturating_add(rise), boot, now);
+    pool.memory.note(now_needed.saturating_add(rise), view.hosts, boot, now);
     let (recent, recent_until) = pool.memory.most(boot, now);
     let (pattern, pattern_until) = pool.record.pattern.floor(boot, now);
     Need {

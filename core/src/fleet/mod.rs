@@ -103,6 +103,8 @@ struct Attempt {
     record: AttemptRecord,
     /// Sent ahead: it waits on the node and holds no capacity.
     prefilled: bool,
+    /// Thousandths of a host that it counts as in its pool's memory; none: it has not started, or is counted out.
+    counted: Option<u64>,
 }
 
 /// The whole state.

@@ -133,7 +133,7 @@ impl Fleet {
         out.touched.attempts.insert(attempt, record.clone());
         out.touched.jobs.insert(id);
         out.touched.nodes.insert(node_id);
-        self.attempts.insert(attempt, Attempt { record, prefilled });
+        self.attempts.insert(attempt, Attempt { record, prefilled, counted: None });
         orders.entry(node_id).or_default().push((attempt, Epoch { term, attempt: number }));
         self.requeue(id);
         self.reindex(node_id);

@@ -122,7 +122,7 @@ impl Fleet {
         out.touched.attempts.insert(id, attempt.clone());
         out.touched.jobs.insert(id.job);
         out.touched.nodes.insert(node);
-        self.attempts.insert(id, Attempt { record: attempt, prefilled: true });
+        self.attempts.insert(id, Attempt { record: attempt, prefilled: true, counted: None });
         record(out, now, Subject::Job(id.job), "adopted", format!("attempt {id} goes on on {node}"), None);
         self.requeue(id.job);
         self.reindex(node);

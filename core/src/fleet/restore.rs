@@ -101,7 +101,7 @@ impl Fleet {
         } else {
             node.allocated = node.allocated.plus(&job.spec.request);
         }
-        self.attempts.insert(id, Attempt { record, prefilled });
+        self.attempts.insert(id, Attempt { record, prefilled, counted: None });
         Ok(())
     }
 
