@@ -49,7 +49,7 @@ type Query = Box<dyn FnOnce(&Fleet, Timestamp) + Send>;
 enum Input {
     Events(Vec<Event>),
     Request { request: RequestId, event: Event, job: Option<AcceptedJob>, reply: oneshot::Sender<Answer> },
-    Connect { node: NodeId, session: SessionId, hello: Hello, seen: Seen, outbox: mpsc::Sender<Order> },
+    Connect { node: NodeId, key: [u8; 32], session: SessionId, hello: Hello, seen: Seen, outbox: mpsc::Sender<Order> },
     Query(Query),
     Stop,
 }
@@ -173,12 +173,13 @@ impl Handle {
     pub async fn connect(
         &self,
         node: NodeId,
+        key: [u8; 32],
         hello: Hello,
         seen: Seen,
         outbox: mpsc::Sender<Order>,
     ) -> Result<SessionId, Stopped> {
         let session = SessionId(self.number());
-        self.send(Input::Connect { node, session, hello, seen, outbox }).await.map(|()| session)
+        self.send(Input::Connect { node, key, session, hello, seen, outbox }).await.map(|()| session)
     }
 
     /// Reads committed state.
@@ -365,10 +366,10 @@ impl Driver {
                     }
                     fleet.apply(event, now, out);
                 }
-                Input::Connect { node, session, hello, seen, outbox } => {
+                Input::Connect { node, key, session, hello, seen, outbox } => {
                     fleet.apply(Event::HostSaw { node, seen }, now, out);
                     self.outboxes.insert(session, (node, outbox));
-                    fleet.apply(Event::NodeConnected { node, session, hello }, now, out);
+                    fleet.apply(Event::NodeConnected { node, key, session, hello }, now, out);
                 }
                 Input::Query(query) => queries.push(query),
                 Input::Stop => stop = true,
@@ -573,6 +574,7 @@ mod tests {
             pool: PoolName("local".into()),
             host: None,
             key: [1; 32],
+            shown: NodeId(0),
         };
         let Ok(Reply::Enrolled { node }) = handle.ask(enrol).await.unwrap() else { panic!("it is enrolled") };
         (handle, end, node)
@@ -589,7 +591,7 @@ mod tests {
         let leadership = Leadership::alone();
         let (handle, end, node) = leading(folder.path(), &leadership).await;
         let (outbox, mut orders) = mpsc::channel(16);
-        let session = handle.connect(node, hello(), Seen::default(), outbox).await.unwrap();
+        let session = handle.connect(node, [1; 32], hello(), Seen::default(), outbox).await.unwrap();
         let beat =
             |sequence| Event::Heartbeat { node, session, sequence, sample: HostSample::default(), held: Vec::new() };
         handle.event(beat(1)).await.unwrap();

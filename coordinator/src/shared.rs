@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{PoisonError, RwLock},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use muster_core::{
@@ -16,6 +19,8 @@ use muster_proto::v1;
 #[derive(Debug, Default)]
 pub struct Members {
     nodes: RwLock<HashMap<NodeId, Member>>,
+    /// The highest number that a certificate of this fleet named, and that is not known.
+    shown: AtomicU64,
 }
 
 /// What a request of a node is checked against.
@@ -32,6 +37,17 @@ impl Members {
     #[must_use]
     pub fn get(&self, node: NodeId) -> Option<Member> {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+
+    /// A certificate of this fleet names a node that is not known: it was removed, or the store has lost it.
+    pub fn note_shown(&self, node: NodeId) {
+        self.shown.fetch_max(node.0, Ordering::Relaxed);
+    }
+
+    /// The highest number of these: it was given out once, so it is not again.
+    #[must_use]
+    pub fn shown(&self) -> NodeId {
+        NodeId(self.shown.load(Ordering::Relaxed))
     }
 
     /// A node's name, or its number if it is forgotten.

@@ -177,6 +177,8 @@ pub enum Event {
         host: Option<HostRequestId>,
         /// SHA-256 of the public key; the same key enrols as the same node.
         key: [u8; 32],
+        /// The highest number that a certificate of this fleet has shown of a node that is not known; 0: none has.
+        shown: NodeId,
     },
     /// What a host was told last, told by its hello, before it.
     HostSaw {
@@ -189,6 +191,8 @@ pub enum Event {
     NodeConnected {
         /// By its certificate.
         node: NodeId,
+        /// SHA-256 of its public key, by its certificate.
+        key: [u8; 32],
         /// The new stream.
         session: SessionId,
         /// What it said.

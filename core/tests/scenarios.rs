@@ -283,16 +283,22 @@ impl World {
         let host = words.named.get("host").map(|host| HostRequestId(host.parse().expect("a host")));
         let pool = PoolName(words.text("pool", "local"));
         let key = [name.len() as u8; 32];
-        let mut answers = self.apply(Event::Enroll { request: RequestId(1), name: name.into(), pool, host, key });
-        answers.extend(self.connect(name, words));
+        let (name, shown) = (name.to_owned(), NodeId(words.number("shown", 0)));
+        let enroll = Event::Enroll { request: RequestId(1), name: name.clone(), pool, host, key, shown };
+        let mut answers = self.apply(enroll);
+        answers.extend(self.connect(&name, words));
         answers
     }
 
     fn connect(&mut self, name: &str, words: &Words<'_>) -> Vec<String> {
-        let node = self.node(name);
+        // Its certificate may name what another store gave out.
+        let number = words.named.get("as").map(|number| NodeId(number.parse().expect("a number")));
+        let node = number.unwrap_or_else(|| self.node(name));
         let session = SessionId(self.next_session);
         self.next_session += 1;
-        self.sessions.insert(node, session);
+        if number.is_none() {
+            self.sessions.insert(node, session);
+        }
         let hello = Hello {
             boot_id: words.text("boot", "boot-1"),
             agent_start: words.number("start", 1),
@@ -309,7 +315,7 @@ impl World {
             closed_for_drain: Revision(words.number("closed", 0)),
             version: "muster".into(),
         };
-        self.apply(Event::NodeConnected { node, session, hello })
+        self.apply(Event::NodeConnected { node, key: [name.len() as u8; 32], session, hello })
     }
 
     /// `held=100.0.1:running,100.1.1:queued`

@@ -114,6 +114,7 @@ fn join(fleet: &mut Fleet, number: u64, now: Timestamp, running: &mut Vec<(u64, 
         pool: PoolName("batch".into()),
         host: None,
         key,
+        shown: NodeId(0),
     };
     apply(fleet, enroll, now, running);
     let hello = Hello {
@@ -128,7 +129,7 @@ fn join(fleet: &mut Fleet, number: u64, now: Timestamp, running: &mut Vec<(u64, 
         closed_for_drain: Revision(0),
         version: String::new(),
     };
-    apply(fleet, Event::NodeConnected { node: NodeId(number), session: SessionId(number), hello }, now, running);
+    apply(fleet, Event::NodeConnected { node: NodeId(number), key, session: SessionId(number), hello }, now, running);
 }
 
 fn submit(tasks: u32) -> Event {

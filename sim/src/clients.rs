@@ -257,8 +257,9 @@ impl World {
     pub(crate) fn enroll(&mut self, host: usize, member: usize) -> Result<(), Violation> {
         let known = &self.hosts[host];
         let (name, pool, from, key) = (known.name.clone(), known.pool.clone(), known.request, known.key);
+        let shown = self.members[member].shown;
         let request = self.request(Asked::Enroll { host }, None);
-        self.tell(member, Event::Enroll { request, name, pool, host: from, key })
+        self.tell(member, Event::Enroll { request, name, pool, host: from, key, shown })
     }
 
     fn some_node(&mut self) -> Option<NodeId> {

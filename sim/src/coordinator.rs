@@ -7,7 +7,7 @@ use muster_core::{
     event::Event,
     fleet::{Fleet, Output},
     host::StartOrder,
-    ids::{AttemptId, Epoch, Term},
+    ids::{AttemptId, Epoch, NodeId, SessionId, Term},
     leadership::{self, Leadership},
     limits,
     spec::Delivery,
@@ -35,6 +35,8 @@ pub struct Member {
     /// What came while it could not look.
     inbox: Vec<Event>,
     wakes_at: Option<Timestamp>,
+    /// The highest number of a node that its door did not know.
+    pub shown: NodeId,
     /// The leader's row as a standby saw it last, and since when.
     seen: (u64, u64),
     seen_since: Timestamp,
@@ -99,6 +101,7 @@ impl Member {
             cut_from_store: Timestamp(0),
             inbox: Vec::new(),
             wakes_at: None,
+            shown: NodeId(0),
             seen: (0, 0),
             seen_since: Timestamp(0),
         }
@@ -134,6 +137,11 @@ impl Member {
         self.paused_until = self.paused_until.max(until);
     }
 
+    /// A certificate names a node that it does not know.
+    pub fn note_shown(&mut self, node: NodeId) {
+        self.shown = self.shown.max(node);
+    }
+
     /// It would take a call now.
     pub fn answers(&self, now: Timestamp) -> bool {
         self.leader().is_some() && self.paused_until <= now
@@ -164,6 +172,7 @@ impl World {
         known.busy_until = self.now;
         known.wakes_at = None;
         known.inbox.clear();
+        known.shown = NodeId(0);
         known.seen_since = known.clock.at(self.now);
         known.seen = (u64::MAX, 0);
         if is_alone {
@@ -503,8 +512,8 @@ impl World {
                     return Err(Violation::new("FL-3", "a lease is granted while another coordinator leads".into()));
                 }
             }
-            Effect::Welcome { .. }
-            | Effect::Start { .. }
+            Effect::Welcome { node, session, .. } => self.check_identity(member, node, session)?,
+            Effect::Start { .. }
             | Effect::Stop { .. }
             | Effect::Acknowledge { .. }
             | Effect::Recall { .. }
@@ -517,6 +526,17 @@ impl World {
             self.send(session, message);
         }
         Ok(())
+    }
+
+    /// Whoever is welcomed as a node has its key: two machines never answer to one number.
+    fn check_identity(&self, member: usize, node: NodeId, session: SessionId) -> Result<(), Violation> {
+        let row = self.members[member].fleet().and_then(|fleet| fleet.node(node));
+        let Some((row, stream)) = row.zip(self.network.streams.get(&session)) else { return Ok(()) };
+        let host = &self.hosts[stream.host];
+        if host.key == row.key {
+            return Ok(());
+        }
+        Err(Violation::new("case 24", format!("host {} is welcomed as {node}, which is {}", host.name, row.name)))
     }
 
     /// What the coordinator's driver adds to the order from the job's body.

@@ -9,7 +9,7 @@ use muster_core::{
     event::{DrainThen, Event, Held, Hello, HostSample},
     host::{HostEvent, StartOrder},
     ids::{AttemptId, Epoch, NodeId, Revision, SessionId, Term},
-    node::Liveness,
+    node::{Liveness, NodeRecord},
     time::{Millis, Timestamp},
     timeline::Seen,
 };
@@ -181,20 +181,31 @@ impl World {
             self.after(200, 3_000, Action::Connect { host });
             return Ok(());
         }
-        // The door looks at the key: a number that was given out again after a loss is another host's.
-        let is_other = |node| {
-            let fleet = self.members[member].fleet();
-            fleet.and_then(|fleet| fleet.node(node)).is_some_and(|row| row.key != self.hosts[host].key)
-        };
-        if self.hosts[host].node.is_some_and(is_other) {
-            self.hosts[host].node = None;
-        }
+        self.stand_at_door(host, member);
         if self.hosts[host].node.is_none() {
             self.after(100, 1_500, Action::Connect { host });
             return self.enroll(host, member);
         }
         self.open_stream(host, member);
         Ok(())
+    }
+
+    /// The door looks at number and key by what is committed: whom it turns away enrols anew. A hello may be on its
+    /// way past it while that changes, so the rules look once more.
+    fn stand_at_door(&mut self, host: usize, member: usize) {
+        let Some(node) = self.hosts[host].node else { return };
+        let fleet = self.members[member].fleet();
+        let is_known = match fleet.and_then(|fleet| fleet.node(node)) {
+            Some(row) => row.key == self.hosts[host].key,
+            None if self.rng.chance(500) => {
+                self.members[member].note_shown(node);
+                false
+            }
+            None => true,
+        };
+        if !is_known {
+            self.hosts[host].node = None;
+        }
     }
 
     fn open_stream(&mut self, host: usize, member: usize) {
@@ -249,7 +260,8 @@ impl World {
         }
         let event = match report {
             Report::Hello(hello, seen) => {
-                let connected = Event::NodeConnected { node, session, hello: *hello };
+                let key = self.hosts[host].key;
+                let connected = Event::NodeConnected { node, key, session, hello: *hello };
                 return self.tell_all(member, vec![Event::HostSaw { node, seen }, connected]);
             }
             Report::Heartbeat { sequence, held } => {
@@ -411,7 +423,9 @@ impl World {
             Effect::CloseSession { node, session, .. } => {
                 let fleet = self.members[member].fleet();
                 let known = fleet.and_then(|fleet| fleet.node(node));
-                let is_unknown = known.is_none_or(|node| matches!(node.liveness, Liveness::Gone(_)));
+                let key = self.network.streams.get(&session).map(|stream| self.hosts[stream.host].key);
+                let is_other = |row: &NodeRecord| key.is_some_and(|key| key != row.key);
+                let is_unknown = known.is_none_or(|row| matches!(row.liveness, Liveness::Gone(_)) || is_other(row));
                 (session, Message::Close { is_unknown })
             }
             Effect::Reply { .. } | Effect::CreateHost { .. } | Effect::DeleteHost { .. } => return None,

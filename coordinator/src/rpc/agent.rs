@@ -58,9 +58,9 @@ impl v1::agent_server::Agent for Agent {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (node, _) = node(&request)?;
+        let (node, key) = node(&request)?;
         let (out, answers) = mpsc::channel(OUT_MAX);
-        let stream = Session { context: self.0.clone(), node, messages: request.into_inner(), out };
+        let stream = Session { context: self.0.clone(), node, key, messages: request.into_inner(), out };
         tokio::spawn(stream.run());
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
@@ -100,6 +100,7 @@ type Out = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
 struct Session {
     context: Arc<Context>,
     node: NodeId,
+    key: [u8; 32],
     messages: Streaming<v1::AgentMessage>,
     out: Out,
 }
@@ -143,7 +144,8 @@ impl Session {
             vitals.kernel = wire.kernel;
         });
         let (outbox, orders) = mpsc::channel(limits::SESSION_QUEUE_MAX);
-        let session = self.context.handle.connect(self.node, hello, seen, outbox).await.map_err(status::stopped)?;
+        let connected = self.context.handle.connect(self.node, self.key, hello, seen, outbox);
+        let session = connected.await.map_err(status::stopped)?;
         let sender = tokio::spawn(send_orders(self.context.clone(), orders, self.out.clone()));
         Ok((session, sender))
     }

@@ -94,7 +94,10 @@ pub fn check(path: &str, caller: &Caller, members: &Members) -> Result<(), Statu
             Some(_) => {
                 Err(Status::unauthenticated(format!("node {node} has another key now; enrol again with a token")))
             }
-            None => Err(Status::unauthenticated(format!("node {node} was removed; enrol again with a token"))),
+            None => {
+                members.note_shown(*node);
+                Err(Status::unauthenticated(format!("node {node} was removed; enrol again with a token")))
+            }
         },
         (Need::Person(_), Caller::Node { node, .. }) => {
             Err(Status::permission_denied(format!("{path} is for people, and this is the certificate of node {node}")))
@@ -218,6 +221,7 @@ mod tests {
         let node = Caller::Node { node: NodeId(3), key: [1; 32] };
         let call = |caller: &Caller| check("/muster.v1.Agent/Session", caller, &members);
         assert!(call(&node).unwrap_err().message().contains("removed"));
+        assert_eq!(members.shown(), NodeId(3), "its number was given out once");
         members.set(NodeId(3), Some(Member { name: "web-01".into(), key: [1; 32] }));
         assert!(call(&node).is_ok());
         assert!(call(&Caller::Node { node: NodeId(3), key: [2; 32] }).is_err(), "another key");

@@ -24,7 +24,8 @@ impl v1::enrollment_server::Enrollment for Enrollment {
         let (tokens, digest, now) = (context.tokens.clone(), key.digest, context.handle.now());
         let token = blocking(move || tokens.redeem(&request.token, digest, now).map_err(status::token)).await?;
         let name = convert::name("node_name", &request.node_name).map_err(status::rejected)?;
-        let enrol = |request| Event::Enroll { request, name, pool: token.pool, host: token.host, key: digest };
+        let (pool, host, shown) = (token.pool, token.host, context.members.shown());
+        let enrol = |request| Event::Enroll { request, name, pool, host, key: digest, shown };
         let answer = context.handle.ask(enrol).await.map_err(status::stopped)?;
         match answer.map_err(status::denied)? {
             Reply::Enrolled { node } => certificate(context, &key, node),

@@ -182,11 +182,14 @@ impl Fleet {
                 let reply = self.steer_pool(pool, order, actor, reason, now, out);
                 reply_to(request, reply, out);
             }
-            Event::Enroll { request, name, pool, host, key } => {
+            Event::Enroll { request, name, pool, host, key, shown } => {
+                self.pass_by_node(shown, out);
                 let reply = self.enroll(name, pool, host, key, now, out);
                 reply_to(request, reply, out);
             }
-            Event::NodeConnected { node, session, hello } => self.node_connected(node, session, hello, now, out),
+            Event::NodeConnected { node, key, session, hello } => {
+                self.node_connected(node, &key, session, hello, now, out);
+            }
             Event::NodeDisconnected { node, session } => self.node_disconnected(node, session, now, out),
             Event::Heartbeat { node, session, sequence, sample, held } => {
                 self.heartbeat(node, session, sequence, sample, &held, now, out);

@@ -71,6 +71,14 @@ impl Fleet {
         }
     }
 
+    /// The same of a node's: a certificate names it, so it was given out, whether or not this store knows.
+    pub(super) fn pass_by_node(&mut self, node: NodeId, out: &mut Output) {
+        if node >= self.meta.next_node {
+            self.meta.next_node = node.next();
+            out.touched.meta = true;
+        }
+    }
+
     /// Its number was given out, and is over: it has ended here, or never began.
     pub(super) fn is_known_to_be_over(&self, id: AttemptId) -> bool {
         self.jobs.get(&id.job).is_some_and(|job| id.number.get() <= job.numbers_used(id.task))

@@ -76,16 +76,25 @@ impl Fleet {
     pub(super) fn node_connected(
         &mut self,
         id: NodeId,
+        key: &[u8; 32],
         session: SessionId,
         hello: Hello,
         now: Timestamp,
         out: &mut Output,
     ) {
+        self.pass_by_node(id, out);
         let Some(node) = self.nodes.get_mut(&id) else {
             let reason = String::from("this node is not known here; enrol it again with a token");
             out.effects.push(Effect::CloseSession { node: id, session, reason });
             return;
         };
+        if node.record.key != *key {
+            // A store that has lost an enrolment gave its number out again. What this host holds is not that node's.
+            let reason = format!("the number {id} belongs to `{}` by now; enrol again with a token", node.record.name);
+            record(out, now, Subject::Node(id), "claimed_twice", reason.clone(), None);
+            out.effects.push(Effect::CloseSession { node: id, session, reason });
+            return;
+        }
         // A node that is gone has given its name back: two with one name would contradict each other in the store.
         if self.names.get(&node.record.name).is_some_and(|owner| *owner != id) {
             let reason = format!("the name `{}` belongs to another node by now; enrol again", node.record.name);

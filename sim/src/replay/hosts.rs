@@ -43,8 +43,7 @@ impl World<'_> {
         }
         let request = self.request();
         self.enrolling.insert(request, host);
-        let mut key = [0; 32];
-        key[..8].copy_from_slice(&host.0.to_le_bytes());
+        let key = key_of(host);
         let of_core = matches!(self.rule, super::rules::Rule::Policy(_)).then_some(host);
         self.inbox.push(Event::Enroll {
             request,
@@ -52,6 +51,7 @@ impl World<'_> {
             pool: self.policy.name.clone(),
             host: of_core,
             key,
+            shown: NodeId(0),
         });
     }
 
@@ -85,7 +85,7 @@ impl World<'_> {
                 idle_since: now,
             },
         );
-        self.inbox.push(Event::NodeConnected { node, session, hello });
+        self.inbox.push(Event::NodeConnected { node, key: key_of(host), session, hello });
     }
 
     /// Ends a host. One that still boots never comes up.
@@ -266,4 +266,11 @@ impl World<'_> {
             DrainThen::Nothing | DrainThen::Delete => {}
         }
     }
+}
+
+/// Each machine makes its own.
+fn key_of(host: HostRequestId) -> [u8; 32] {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&host.0.to_le_bytes());
+    key
 }

@@ -142,9 +142,9 @@ impl World {
             world.ask(|request| Event::SetPool { request, policy, actor: operator() })?.map_err(|no| no.to_string())?;
         }
         for node in 1..=NODES {
-            let (name, key) = (format!("node-{node}"), [node as u8; 32]);
+            let (name, key) = (format!("node-{node}"), key_of(NodeId(node)));
             let pool = PoolName("static".into());
-            let enroll = |request| Event::Enroll { request, name, pool, host: None, key };
+            let enroll = |request| Event::Enroll { request, name, pool, host: None, key, shown: NodeId(0) };
             world.ask(enroll)?.map_err(|no| no.to_string())?;
         }
         Ok(world)
@@ -221,7 +221,7 @@ impl World {
         self.sessions.insert(node, session);
         // As if its seal were ours: a host keeps what any leader of this fleet told it.
         let seen = Seen { term: Term(wire.seen_term), commit: wire.seen_commit };
-        Ok(vec![Event::HostSaw { node, seen }, Event::NodeConnected { node, session, hello }])
+        Ok(vec![Event::HostSaw { node, seen }, Event::NodeConnected { node, key: key_of(node), session, hello }])
     }
 
     fn hear_operator(&mut self, frame: Frame, bytes: &[u8], signs: &mut Signs) -> Result<(), String> {
@@ -392,6 +392,10 @@ type Question = Box<dyn FnOnce(RequestId) -> Event>;
 
 fn one(event: impl FnOnce(RequestId) -> Event + 'static) -> Question {
     Box::new(event)
+}
+
+fn key_of(node: NodeId) -> [u8; 32] {
+    [node.0 as u8; 32]
 }
 
 fn operator() -> Actor {
