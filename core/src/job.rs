@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     end::{Blame, End},
-    ids::{Actor, NodeId, TaskIndex},
+    ids::{Actor, NodeId, TaskIndex, Term},
     limits,
     mutation::{self, Mutation},
     range_set::RangeSet,
@@ -39,6 +39,9 @@ pub struct JobRecord {
     pub digest: [u8; 32],
     /// When it was accepted.
     pub submitted: Timestamp,
+    /// By which leader: no attempt of an older one is its own. 0: by an earlier version, which did not say.
+    #[serde(default)]
+    pub accepted_by: Term,
     /// When its last task ended.
     pub finished: Option<Timestamp>,
     /// Someone ended the whole job: nothing of it is placed again.
@@ -160,6 +163,7 @@ impl JobRecord {
             key,
             digest,
             submitted: now,
+            accepted_by: Term(0),
             finished: None,
             cancelled_by: None,
             delayed: BTreeSet::new(),

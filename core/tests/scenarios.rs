@@ -318,9 +318,10 @@ impl World {
         self.apply(Event::NodeConnected { node, key: [name.len() as u8; 32], session, hello })
     }
 
-    /// `held=100.0.1:running,100.1.1:queued`
+    /// `held=100.0.1:running,100.1.1:queued`, placed under `held_term=`
     fn held(&self, words: &Words<'_>) -> Vec<Held> {
         let list = words.text("held", "");
+        let term = Term(words.number("held_term", 1));
         list.split(',')
             .filter(|item| !item.is_empty())
             .map(|item| {
@@ -332,7 +333,7 @@ impl World {
                     _ended => HeldPhase::Ended,
                 };
                 let id = attempt(id);
-                Held { attempt: id, epoch: Epoch { term: Term(1), attempt: id.number }, phase }
+                Held { attempt: id, epoch: Epoch { term, attempt: id.number }, phase }
             })
             .collect()
     }

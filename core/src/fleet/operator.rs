@@ -54,7 +54,8 @@ impl Fleet {
         let sentence = format!("{} {noun} of {} CPU", spec.tasks, crate::resources::Cores(spec.request.cpu_milli));
         record(out, now, Subject::Job(job), "submitted", sentence, Some(&spec.owner));
         self.keys.insert(key.clone(), job);
-        self.jobs.insert(job, JobRecord::accepted(spec, key, digest, now));
+        let record = JobRecord { accepted_by: self.meta.term, ..JobRecord::accepted(spec, key, digest, now) };
+        self.jobs.insert(job, record);
         self.requeue(job);
         out.touched.meta = true;
         out.touched.jobs.insert(job);

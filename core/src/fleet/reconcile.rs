@@ -88,10 +88,13 @@ impl Fleet {
     /// out again: the host would take the new order for the one that it holds, and nobody would start it.
     pub(super) fn pass_by_held(&mut self, held: &[Held], out: &mut Output) {
         for held in held {
-            let AttemptId { job: id, task, number } = held.attempt;
-            if self.jobs.get_mut(&id).is_some_and(|job| job.pass_by(task, number)) {
-                out.touched.jobs.insert(id);
-            }
+            self.pass_by_attempt(held.attempt, out);
+        }
+    }
+
+    fn pass_by_attempt(&mut self, id: AttemptId, out: &mut Output) {
+        if self.jobs.get_mut(&id.job).is_some_and(|job| job.pass_by(id.task, id.number)) {
+            out.touched.jobs.insert(id.job);
         }
     }
 
@@ -99,6 +102,11 @@ impl Fleet {
         self.pass_by(id, out);
         // It is not one of those that the store forgot: its result is evidence (FL-2).
         if self.is_known_to_be_over(id) {
+            return;
+        }
+        // Placed before this job was accepted: of another, which is lost, and whose number was given out again.
+        if self.jobs.get(&id.job).is_some_and(|job| epoch.term < job.accepted_by) {
+            self.pass_by_attempt(id, out);
             return;
         }
         let live = self.jobs.get(&id.job).and_then(|job| job.live.get(&id.task).copied());
