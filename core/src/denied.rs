@@ -3,7 +3,10 @@
 use alloc::string::String;
 use core::fmt;
 
-use crate::ids::{JobId, NodeId, PoolName};
+use crate::{
+    ids::{JobId, NodeId, PoolName},
+    rolling::RollingId,
+};
 
 /// Why a request was refused. Nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub enum Denied {
     },
     /// No such node.
     UnknownNode(NodeId),
+    /// No such rolling drain, or it is over.
+    UnknownRolling(RollingId),
     /// No such pool.
     UnknownPool(PoolName),
     /// No node and no pool's template could ever hold one task of it.
@@ -95,6 +100,9 @@ impl fmt::Display for Denied {
             }
             Self::UnknownNode(node) => {
                 write!(f, "there is no node {node}; `muster node list` shows those that are known")
+            }
+            Self::UnknownRolling(id) => {
+                write!(f, "there is no rolling drain {id}, or it is over; `muster drain list` shows those that go on")
             }
             Self::UnknownPool(pool) => write!(f, "there is no pool `{pool}`; `muster pool list` shows them"),
             Self::NeverFits { reason } | Self::BadPolicy { reason } => f.write_str(reason),

@@ -20,6 +20,7 @@ use crate::{
         Term,
     },
     policy::HostTemplate,
+    rolling::RollingId,
     time::{Millis, Timestamp},
 };
 
@@ -179,6 +180,22 @@ pub enum Reply {
     },
     /// The node's record changed, or was already so.
     NodeChanged,
+    /// A rolling drain has begun.
+    Rolling {
+        /// Its id.
+        rolling: RollingId,
+        /// Its nodes.
+        nodes: BTreeSet<NodeId>,
+        /// A sentence for each node that is not part of it.
+        refused: Vec<String>,
+    },
+    /// A rolling drain was ended.
+    RollingCancelled {
+        /// Whose turn had not come: they stay as they are.
+        waited: BTreeSet<NodeId>,
+        /// Who drained for it: they take work again.
+        resumed: BTreeSet<NodeId>,
+    },
     /// The pool's policy is in force.
     PoolSet,
     /// The fleet goes on from what its store has.

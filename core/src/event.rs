@@ -22,6 +22,7 @@ use crate::{
     },
     policy::PoolPolicy,
     resources::Resources,
+    rolling::{RollingId, RollingOrder},
     spec::JobSpec,
     time::{Millis, Timestamp},
     timeline::Seen,
@@ -106,6 +107,26 @@ pub enum Event {
         node: NodeId,
         /// What is asked.
         order: DrainOrder,
+    },
+    /// Empty nodes in turn: at most so many of them at once.
+    DrainRolling {
+        /// Answered with `Rolling`.
+        request: RequestId,
+        /// The nodes.
+        nodes: Vec<NodeId>,
+        /// What is asked for each.
+        order: RollingOrder,
+    },
+    /// End a rolling drain: whose turn has not come stays, who drains for it is resumed.
+    CancelRolling {
+        /// Answered with `RollingCancelled`.
+        request: RequestId,
+        /// Which.
+        rolling: RollingId,
+        /// Who asks.
+        actor: Actor,
+        /// Why.
+        reason: String,
     },
     /// Cancel a drain and restore the duty from before it.
     Resume {

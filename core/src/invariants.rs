@@ -1,7 +1,11 @@
 //! The promises that a state must keep, by number: checked by the transcripts,
 //! the property tests and the simulator after each step.
 
-use alloc::{collections::BTreeSet, format, string::String};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    format,
+    string::String,
+};
 use core::fmt;
 
 use crate::{
@@ -10,6 +14,7 @@ use crate::{
     ids::{JobId, NodeId},
     job::JobRecord,
     node::{Duty, Liveness, NodeRecord},
+    rolling::RollingId,
 };
 
 /// A promise that a state breaks.
@@ -34,6 +39,7 @@ impl fmt::Display for Broken {
 pub fn check(fleet: &Fleet) -> Result<(), Broken> {
     fleet.jobs().try_for_each(|(id, job)| check_job(fleet, *id, job))?;
     fleet.nodes().try_for_each(|(id, node)| check_node(fleet, id, node))?;
+    check_rollings(fleet)?;
     let on_nodes: usize = fleet.nodes().map(|(id, _)| fleet.attempts_on(id).count()).sum();
     let of_jobs: usize = fleet.jobs().map(|(_, job)| job.live.len()).sum();
     if on_nodes == of_jobs {
@@ -62,7 +68,7 @@ pub fn check_touched(fleet: &Fleet, touched: &Touched) -> Result<(), Broken> {
             check_node(fleet, id, node)?;
         }
     }
-    Ok(())
+    if fleet.meta().rollings.is_empty() { Ok(()) } else { check_rollings(fleet) }
 }
 
 fn broken(promise: &'static str, detail: String) -> Result<(), Broken> {
@@ -98,6 +104,28 @@ fn check_job(fleet: &Fleet, id: JobId, job: &JobRecord) -> Result<(), Broken> {
     } else {
         broken("FL-3", format!("job {id} has {} live tasks and {tried} attempts", job.live.len()))
     }
+}
+
+/// No more nodes drain for a rolling drain than it may have at once. FL-7: none waits in one that is over.
+fn check_rollings(fleet: &Fleet) -> Result<(), Broken> {
+    let mut drain: BTreeMap<RollingId, u32> = BTreeMap::new();
+    for (_, node) in fleet.nodes() {
+        if let Duty::Draining(now) = &node.duty
+            && let Some(rolling) = now.rolling
+        {
+            *drain.entry(rolling).or_default() += 1;
+        }
+        if let Some(rolling) = node.rolling.filter(|rolling| !fleet.meta().rollings.contains_key(rolling)) {
+            return broken("FL-7", format!("node {} waits in the rolling drain {rolling}, which is over", node.name));
+        }
+    }
+    for (id, rolling) in &fleet.meta().rollings {
+        let (now, most) = (drain.get(id).copied().unwrap_or_default(), rolling.order.at_once);
+        if now > most {
+            return broken("the drain budget", format!("{now} nodes drain for {id}, and {most} may at once"));
+        }
+    }
+    Ok(())
 }
 
 /// FL-7: nothing is on record for a node that proved itself empty. FL-2: nor for one that was given up.

@@ -34,6 +34,7 @@ pub mod pool;
 pub mod queue;
 pub mod range_set;
 pub mod resources;
+pub mod rolling;
 pub mod spec;
 pub mod time;
 pub mod timeline;

@@ -57,6 +57,8 @@ pub const ABSENCE: Millis = Millis::from_secs(5);
 pub const DRAIN_ASK_AGAIN: Millis = Millis::from_secs(2);
 /// Deadline of a drain that names none and is not told to have none.
 pub const DRAIN_DEADLINE: Millis = Millis::from_secs(30 * 60);
+/// Rolling drains that go on at the same time.
+pub const ROLLINGS_MAX: usize = 64;
 /// A released host that has not confirmed by then is asked again.
 pub const DELETE_ASK_AGAIN: Millis = Millis::from_secs(10);
 /// What a provider's program has to make or end a host.

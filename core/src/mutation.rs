@@ -56,11 +56,13 @@ pub enum Mutation {
     OutputLossHidden,
     /// A later request for a drain puts it off.
     DrainPutOff,
+    /// A rolling drain begins with all its nodes at once.
+    DrainBudgetIgnored,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::EvictAfterFailover,
         Self::LeaseFromReceipt,
         Self::NoEpochOnResults,
@@ -85,6 +87,7 @@ impl Mutation {
         Self::Poison,
         Self::OutputLossHidden,
         Self::DrainPutOff,
+        Self::DrainBudgetIgnored,
     ];
 }
 

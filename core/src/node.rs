@@ -19,6 +19,7 @@ use crate::{
     event::{DrainOrder, HostSample},
     ids::{Actor, AttemptId, HostRequestId, Incarnation, PoolName, Revision, SessionId},
     resources::Resources,
+    rolling::RollingId,
     time::{Millis, Timestamp},
 };
 
@@ -65,6 +66,9 @@ pub struct NodeRecord {
     pub idle_since: Option<Timestamp>,
     /// The last drain's revision.
     pub drain_revision: Revision,
+    /// The rolling drain that it waits in, or drains for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolling: Option<RollingId>,
 }
 
 /// Do we hear of a node?
@@ -131,6 +135,9 @@ pub struct Drain {
     pub requested: Timestamp,
     /// The cordon from before it, to be restored by resume.
     pub cordon_before: Option<Mark>,
+    /// The rolling drain in which its turn had come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolling: Option<RollingId>,
 }
 
 /// Do we trust a node?

@@ -218,6 +218,7 @@ mod tests {
             attempts_total: 0,
             idle_since: None,
             drain_revision: Default::default(),
+            rolling: None,
         };
         Node { session: Some(SessionId(1)), ..Node::new(record, Timestamp(0)) }
     }

@@ -13,6 +13,7 @@ use muster_core::{
     limits,
     policy::{Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
     resources::Resources,
+    rolling::{RollingId, RollingOrder},
     spec::{Delivery, JobSpec, OnDrain, Retries},
     time::{Millis, Timestamp},
     timeline::Seen,
@@ -215,6 +216,21 @@ impl World {
                 };
                 let order = DrainOrder { deadline, then, refusable: false, actor, reason };
                 self.apply(Event::Drain { request, node: self.node(first), order })
+            }
+            "drain_rolling" => {
+                let nodes = first.split(',').map(|name| self.node(name)).collect();
+                let order = RollingOrder {
+                    at_once: u32::try_from(words.number("at_once", 1)).expect("a small number"),
+                    within: words.named.get("within").map(|span| seconds(span)),
+                    then: DrainThen::Nothing,
+                    actor,
+                    reason,
+                };
+                self.apply(Event::DrainRolling { request, nodes, order })
+            }
+            "cancel_rolling" => {
+                let rolling = RollingId(words.number("id", 1));
+                self.apply(Event::CancelRolling { request, rolling, actor, reason })
             }
             "proved" => {
                 let node = self.node(first);

@@ -72,7 +72,13 @@ impl Fleet {
         node.record.drain_revision = node.record.drain_revision.next();
         record(out, now, Subject::Node(id), "drain_requested", sentence, Some(&order.actor));
         node.record.duty =
-            Duty::Draining(Drain { order, revision: node.record.drain_revision, requested: now, cordon_before });
+            Duty::Draining(Drain {
+                order,
+                revision: node.record.drain_revision,
+                requested: now,
+                cordon_before,
+                rolling: None,
+            });
         node.asked_drained = None;
         let recall = node.session.filter(|_| !node.attempts.is_empty());
         if let Some(session) = recall {
@@ -154,6 +160,8 @@ impl Fleet {
         }
         let drain = drain.clone();
         let then = drain.order.then;
+        self.count_drained(id, &drain, now, out);
+        let Some(node) = self.nodes.get_mut(&id) else { return };
         let sentence =
             format!("the agent proved that nothing is left, {} after the request", now.since(drain.requested));
         record(out, now, Subject::Node(id), "drain_proved", sentence, None);
@@ -250,8 +258,9 @@ impl Fleet {
     ) -> Result<Reply, Denied> {
         let node = self.nodes.get(&id).ok_or(Denied::UnknownNode(id))?;
         match &node.record.duty {
-            Duty::Eligible | Duty::Cordoned(_) => {}
+            Duty::Eligible | Duty::Cordoned(_) => self.leave_rolling(id, &reason, Some(&actor), now, out),
             Duty::Draining(_) | Duty::Drained { .. } => {
+                self.leave_rolling(id, &reason, Some(&actor), now, out);
                 record(out, now, Subject::Node(id), "resumed", reason, Some(&actor));
                 self.restore_duty(id, out);
             }
@@ -350,7 +359,7 @@ fn may_be_given_back(record: &NodeRecord) -> bool {
 }
 
 /// Whose word it is when a host speaks for itself.
-fn host_actor(name: &str) -> Actor {
+pub(super) fn host_actor(name: &str) -> Actor {
     Actor(format!("host {name}"))
 }
 

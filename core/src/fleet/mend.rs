@@ -26,6 +26,7 @@ impl Image {
         let mut said = Vec::new();
         self.mend_attempts(&mut said);
         self.mend_names(&mut said);
+        self.mend_rollings(&mut said);
         let mut live: BTreeMap<JobId, BTreeSet<TaskIndex>> = BTreeMap::new();
         for (id, _) in &self.attempts {
             live.entry(id.job).or_default().insert(id.task);
@@ -77,6 +78,17 @@ impl Image {
         }
     }
 
+    /// A node waits in a rolling drain that is there.
+    fn mend_rollings(&mut self, said: &mut Vec<String>) {
+        let known = &self.meta.rollings;
+        for (id, node) in &mut self.nodes {
+            if let Some(rolling) = node.rolling.filter(|rolling| !known.contains_key(rolling)) {
+                said.push(format!("node {id}: its rolling drain {rolling} is gone, so it waits in none"));
+                node.rolling = None;
+            }
+        }
+    }
+
     /// Numbers that were given out are not given out again.
     fn mend_counters(&mut self) {
         if let Some((last, _)) = self.jobs.iter().max_by_key(|(id, _)| *id) {
@@ -88,6 +100,10 @@ impl Image {
         let hosts = self.pools.iter().flat_map(|(_, pool)| pool.hosts.keys());
         if let Some(last) = hosts.max() {
             self.meta.next_host = self.meta.next_host.max(last.next());
+        }
+        let rollings = self.nodes.iter().filter_map(|(_, node)| node.rolling).chain(self.meta.rollings.keys().copied());
+        if let Some(last) = rollings.max() {
+            self.meta.next_rolling = self.meta.next_rolling.max(last.next());
         }
         let term = self.attempts.iter().map(|(_, attempt)| attempt.term).max().unwrap_or_default();
         self.meta.term = self.meta.term.max(term);

@@ -14,6 +14,7 @@ mod operator;
 mod placing;
 mod reconcile;
 mod restore;
+mod rolling;
 mod scaling;
 mod session;
 mod steering;
@@ -44,6 +45,7 @@ use crate::{
     placement::NodeIndex,
     pool::Pool,
     queue::Queue,
+    rolling::{Rolling, RollingId},
     spec::Delivery,
     time::{Millis, Timestamp},
     timeline::Timeline,
@@ -71,6 +73,12 @@ pub struct Meta {
     /// The longest lease that any leader ever granted: a new one waits that long.
     #[serde(default)]
     pub longest_lease: Millis,
+    /// The next rolling drain's id.
+    #[serde(default)]
+    pub next_rolling: RollingId,
+    /// Rolling drains that go on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rollings: BTreeMap<RollingId, Rolling>,
 }
 
 impl Default for Meta {
@@ -84,6 +92,8 @@ impl Default for Meta {
             timeline: Timeline::default(),
             loss: None,
             longest_lease: Millis(0),
+            next_rolling: RollingId(1),
+            rollings: BTreeMap::new(),
         }
     }
 }
@@ -120,6 +130,7 @@ pub struct Fleet {
     queue: Queue,
     indexes: BTreeMap<PoolName, NodeIndex>,
     timers: Timers,
+    rollings: rolling::Rollings,
     /// Counts placements, so that equals take turns.
     placements: u64,
     /// The store's last commit before this leader, as the driver told it.
@@ -164,6 +175,14 @@ impl Fleet {
             }
             Event::Drain { request, node, order } => {
                 let reply = self.drain(node, order, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::DrainRolling { request, nodes, order } => {
+                let reply = self.drain_rolling(&nodes, order, now, out);
+                reply_to(request, reply, out);
+            }
+            Event::CancelRolling { request, rolling, actor, reason } => {
+                let reply = self.cancel_rolling(rolling, &actor, &reason, now, out);
                 reply_to(request, reply, out);
             }
             Event::Resume { request, node, actor, reason } => {
@@ -220,6 +239,7 @@ impl Fleet {
     pub fn settle(&mut self, now: Timestamp, out: &mut Output) {
         self.notice_absence(now, out);
         self.fire_timers(now, out);
+        self.settle_rollings(now, out);
         while let Some(node) = self.unsettled.pop_first() {
             self.settle_node(node, now, out);
         }
@@ -263,8 +283,8 @@ impl Fleet {
                     self.unsettled.insert(node);
                 }
                 Timer::Job(job) => self.wake_job(job, now, out),
-                // Pools are looked at in every settling.
-                Timer::Pool(_) => {}
+                // Pools and rolling drains are looked at in every settling.
+                Timer::Pool(_) | Timer::Rolling(_) => {}
                 Timer::Prefill(node) => self.recall_stale_prefill(node, now, out),
             }
         }
@@ -297,6 +317,7 @@ impl Fleet {
     fn reindex(&mut self, id: NodeId) {
         if let Some(node) = self.nodes.get(&id) {
             self.indexes.entry(node.record.pool.clone()).or_default().update(id, Some(node));
+            self.rollings.note(id, &node.record);
         }
     }
 

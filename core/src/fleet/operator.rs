@@ -263,6 +263,7 @@ impl Fleet {
             out.touched.pools.insert(node.record.pool.clone());
         }
         self.freed.remove(&id);
+        self.forget_member(id, &node.record);
         out.touched.nodes.insert(id);
     }
 

@@ -82,6 +82,12 @@ impl Fleet {
         if !matches!(record.liveness, Liveness::Gone(_)) && self.names.insert(record.name.clone(), id).is_some() {
             return Err(Damage(format!("two nodes have the name `{}`", record.name)));
         }
+        if let Some(rolling) = record.rolling {
+            if !self.meta.rollings.contains_key(&rolling) {
+                return Err(Damage(format!("node {id} waits in the rolling drain {rolling}, which is not there")));
+            }
+            self.rollings.note(id, &record);
+        }
         self.nodes.insert(id, Node::new(record, Timestamp(0)));
         self.unsettled.insert(id);
         Ok(())

@@ -286,6 +286,7 @@ impl Fleet {
         }
         record(out, now, Subject::Node(id), "gone", String::from("the provider confirmed that its host is gone"), None);
         out.touched.nodes.insert(id);
+        self.leave_rolling(id, "it is gone", None, now, out);
         self.reindex(id);
     }
 

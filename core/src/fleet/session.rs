@@ -313,6 +313,7 @@ impl Fleet {
             node.record.liveness = Liveness::Gone(now);
             record(out, now, Subject::Node(id), "gone", String::from("it left after its proved drain"), None);
             out.touched.nodes.insert(id);
+            self.leave_rolling(id, "it is gone", None, now, out);
         }
         self.reindex(id);
     }
@@ -515,5 +516,6 @@ fn new_record(name: String, pool: PoolName, host: Option<HostRequestId>, key: [u
         attempts_total: 0,
         idle_since: None,
         drain_revision: Revision(0),
+        rolling: None,
     }
 }

@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     ids::{JobId, NodeId, PoolName},
+    rolling::RollingId,
     time::Timestamp,
 };
 
@@ -14,6 +15,7 @@ pub(super) enum Timer {
     Job(JobId),
     Pool(PoolName),
     Prefill(NodeId),
+    Rolling(RollingId),
 }
 
 /// All that is due at some time.
