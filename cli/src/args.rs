@@ -88,6 +88,9 @@ pub enum Command {
     /// See, cordon, drain and remove nodes.
     #[command(subcommand, visible_alias = "nodes")]
     Node(Node),
+    /// Rolling drains: see them, end them. `muster node drain --max-parallel N` begins one.
+    #[command(subcommand, visible_alias = "drains")]
+    Drain(Drains),
     /// See and set pools, their policies and decisions.
     #[command(subcommand, visible_alias = "pools")]
     Pool(Pool),
@@ -591,12 +594,37 @@ pub struct Drain {
     /// What follows.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     pub then: Then,
+    /// At most so many nodes, or such a part of them (10%), drain at once; the others go on working until their turn
+    /// has come, and the deadline is each one's own.
+    #[arg(long, alias = "max", value_name = "N", value_parser = units::part)]
+    pub max_parallel: Option<units::Part>,
     /// Change nothing; list what the drain would wait for. Exit 10 if a node would be drained.
     #[arg(long)]
     pub dry_run: bool,
     /// Wait until all are drained.
     #[arg(long)]
     pub wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Drains {
+    /// All that go on: progress, and how long they will take.
+    List,
+    /// One of them, node by node: what it waits for.
+    Show {
+        /// As the list names it: r3.
+        #[arg(value_parser = units::rolling)]
+        drain: u64,
+    },
+    /// End one: who waits stays, who drains is resumed, who is drained stays so.
+    Cancel {
+        /// As the list names it: r3.
+        #[arg(value_parser = units::rolling)]
+        drain: u64,
+        /// Why.
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
 }
 
 /// What follows a drain.

@@ -101,9 +101,58 @@ fn scaled(number: &str, factor: u64) -> Option<u64> {
     u64::try_from(whole.checked_mul(factor)? + part * factor / divisor).ok()
 }
 
+/// A number, or a part of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// So many.
+    Count(u32),
+    /// So many of a hundred.
+    Percent(u32),
+}
+
+impl Part {
+    /// So many of `whole`; a part is rounded down, and is at least 1.
+    pub fn of(self, whole: usize) -> u32 {
+        let whole = u32::try_from(whole).unwrap_or(u32::MAX);
+        match self {
+            Self::Count(count) => count,
+            Self::Percent(percent) => {
+                u32::try_from(u64::from(whole) * u64::from(percent) / 100).unwrap_or(u32::MAX).max(1)
+            }
+        }
+    }
+}
+
+/// `10` or `10%`: at least 1.
+pub fn part(text: &str) -> Result<Part, String> {
+    let number = |digits: &str| digits.parse().ok().filter(|number| *number > 0);
+    let read = match text.strip_suffix('%') {
+        Some(digits) => number(digits).filter(|percent| *percent <= 100).map(Part::Percent),
+        None => number(text).map(Part::Count),
+    };
+    read.ok_or_else(|| String::from("write a number like 10, or a part like 10%; at least 1"))
+}
+
+/// `r3`, or `3`: a rolling drain.
+pub fn rolling(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix('r').unwrap_or(text);
+    digits.parse().map_err(|_| String::from("write it as `muster drain list` does: r3"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_a_number_or_percent_and_never_none() {
+        assert_eq!(part("10"), Ok(Part::Count(10)));
+        assert_eq!(part("10%").map(|part| part.of(25)), Ok(2));
+        assert_eq!(part("1%").map(|part| part.of(25)), Ok(1), "at least one");
+        for wrong in ["0", "0%", "101%", "-1", "ten", ""] {
+            assert!(part(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((rolling("r3"), rolling("3"), rolling("x3").is_err()), (Ok(3), Ok(3), true));
+    }
 
     #[test]
     fn sizes_read_as_people_write_them() {

@@ -14,6 +14,7 @@ use muster_core::{
         Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, Preset, ProviderKind, ScaleIn, ScaleOut,
     },
     resources::Resources,
+    rolling::{RollingId, RollingOrder},
     spec::{Delivery, JobSpec, OnDrain, Retries},
     time::{Millis, Timestamp},
 };
@@ -356,9 +357,44 @@ impl World {
                 let request = self.request(Asked::Drain { node }, None);
                 Event::Drain { request, node, order }
             }
+            33 => return self.drain_in_turn(member),
+            34 => return self.end_rollings(member, 500),
             _nothing => return Ok(()),
         };
         self.tell(member, event)
+    }
+
+    /// Some nodes in turn; the judge knows the budget by its reason.
+    fn drain_in_turn(&mut self, member: usize) -> Result<(), Violation> {
+        let mut nodes = Vec::new();
+        for _ in 0..self.rng.between(2, 8) {
+            nodes.extend(self.some_node());
+        }
+        let at_once = u32::try_from(self.rng.between(1, 3)).unwrap_or(1);
+        let then = match self.rng.between(0, 10) {
+            0 => DrainThen::Stop,
+            1 => DrainThen::Delete,
+            _most => DrainThen::Nothing,
+        };
+        let within = self.rng.chance(800).then(|| Millis(self.rng.between(100, 60_000)));
+        let request = self.request(Asked::Other, None);
+        let reason = self.truth.set_drain_budget(request, at_once);
+        let order = RollingOrder { at_once, within, then, actor: operator(), reason };
+        self.tell(member, Event::DrainRolling { request, nodes, order })
+    }
+
+    /// So many of a thousand rolling drains are ended.
+    fn end_rollings(&mut self, member: usize, permille: u64) -> Result<(), Violation> {
+        let Some(fleet) = self.members[member].fleet() else { return Ok(()) };
+        let ids: Vec<RollingId> = fleet.meta().rollings.keys().copied().collect();
+        for rolling in ids {
+            if self.rng.chance(permille) {
+                let request = self.request(Asked::Other, None);
+                let reason = "not now".into();
+                self.tell(member, Event::CancelRolling { request, rolling, actor: operator(), reason })?;
+            }
+        }
+        Ok(())
     }
 
     fn invent_drain(&mut self, time: Timestamp) -> DrainOrder {
@@ -377,6 +413,7 @@ impl World {
     pub(crate) fn tidy_up(&mut self) -> Result<(), Violation> {
         self.answer_loss()?;
         let Some(member) = self.serving() else { return Ok(()) };
+        self.end_rollings(member, 1_000)?;
         let Some(fleet) = self.members[member].fleet() else { return Ok(()) };
         let is_kept = |node: &NodeRecord| !matches!(node.duty, Duty::Eligible);
         let nodes: Vec<NodeId> = fleet.nodes().filter(|(_, node)| is_kept(node)).map(|(id, _)| id).collect();
@@ -427,6 +464,7 @@ const fn denied_name(denied: &Denied) -> &'static str {
         Denied::UnknownTask { .. } => "unknown task",
         Denied::UnknownNode(_) => "unknown node",
         Denied::UnknownPool(_) => "unknown pool",
+        Denied::UnknownRolling(_) => "unknown rolling drain",
         Denied::NeverFits { .. } => "never fits",
         Denied::NodeState { .. } => "node state",
         Denied::JobState { .. } => "job state",

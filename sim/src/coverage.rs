@@ -98,7 +98,7 @@ impl Coverage {
 }
 
 /// Every event of the core.
-const EVENTS: [&str; 28] = [
+const EVENTS: [&str; 30] = [
     "led",
     "stored",
     "host_saw",
@@ -110,6 +110,8 @@ const EVENTS: [&str; 28] = [
     "cordon",
     "uncordon",
     "drain",
+    "drain_rolling",
+    "cancel_rolling",
     "resume",
     "remove_node",
     "set_pool",
@@ -142,6 +144,8 @@ pub(crate) const fn event_name(event: &Event) -> &'static str {
         Event::Cordon { .. } => "cordon",
         Event::Uncordon { .. } => "uncordon",
         Event::Drain { .. } => "drain",
+        Event::DrainRolling { .. } => "drain_rolling",
+        Event::CancelRolling { .. } => "cancel_rolling",
         Event::Resume { .. } => "resume",
         Event::RemoveNode { .. } => "remove_node",
         Event::SetPool { .. } => "set_pool",

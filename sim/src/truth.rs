@@ -17,7 +17,7 @@ use muster_core::{
     event::Event,
     fleet::{Fleet, Output},
     host::{StartOrder, Verdict},
-    ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, TaskIndex},
+    ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, RequestId, TaskIndex},
     node::{Duty, Hold, Liveness},
     resources::Resources,
     spec::Delivery,
@@ -166,6 +166,10 @@ pub struct Truth {
     /// Jobs of which the store lost something. Where each of their tasks stands is not what it was, and their
     /// numbers may be given out again: an operator who accepts a loss accepts that these run again, or are gone.
     doubtful: BTreeSet<JobId>,
+    /// How many nodes may drain at once, by the reason of their drains.
+    drain_budgets: BTreeMap<String, u32>,
+    /// Nodes that were drained for a reason, or are gone: one that comes back has to prove it again, out of turn.
+    had_turn: BTreeSet<(NodeId, String)>,
     pub starts_total: u64,
 }
 
@@ -361,6 +365,13 @@ impl Truth {
         // An agent that died after it had taken it may have said so already.
         let known = self.attempts.entry(attempt).or_default();
         known.output_kept = Some(known.output_kept.unwrap_or_default() || !output_lost);
+    }
+
+    /// An operator drains nodes in turn. The drains of it are known by the reason that is answered here.
+    pub fn set_drain_budget(&mut self, request: RequestId, at_once: u32) -> String {
+        let reason = format!("in turn, by request {}", request.0);
+        self.drain_budgets.insert(reason.clone(), at_once);
+        reason
     }
 
     /// A client has its answer: what it says must be on disk.

@@ -231,6 +231,7 @@ async fn a_dry_run_lists_the_blockers_and_changes_nothing() {
         deadline_ms: Some(60_000),
         then: String::new(),
         dry_run: true,
+        at_once: None,
     };
     let answer = fleet.client.nodes.clone().drain(request).await.expect("a dry run").into_inner();
     assert_eq!(answer.blockers.first().and_then(|blocker| blocker.attempt).map(|attempt| attempt.job), Some(job));

@@ -325,6 +325,7 @@ impl Fleet {
             deadline_ms: deadline.map(|time| u64::try_from(time.as_millis()).expect("a short time")),
             then: then.to_owned(),
             dry_run: false,
+            at_once: None,
         };
         self.client.nodes.clone().drain(request).await.expect("a drain").into_inner()
     }

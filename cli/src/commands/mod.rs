@@ -1,5 +1,6 @@
 //! The operator's commands: one file a noun, one function a verb.
 
+mod drain;
 mod fleet;
 mod job;
 mod jobs;
@@ -73,6 +74,7 @@ async fn dispatch(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Run(run) => run::run(&context, *run).await,
         Command::Job(job) => job::run(&context, job).await,
         Command::Node(node) => node::run(&context, node).await,
+        Command::Drain(drains) => drain::run(&context, drains).await,
         Command::Pool(pool) => pool::run(&context, pool).await,
         Command::Token(Token::Create { valid, pool }) => fleet::create_token(&context, valid, pool).await,
         Command::State(state) => state::run(&context, state).await,

@@ -5,23 +5,21 @@ use std::process::ExitCode;
 
 use muster_core::{
     ids::JobId,
-    limits,
     resources::{Bytes, Cores},
 };
 use muster_proto::v1::{
-    Attempt, Blocker, CordonRequest, DrainRequest, DrainResponse, EventsRequest, InspectNodeRequest, ListNodesRequest,
-    Node as Shown, NodeSelector, OnDrain, RemoveNodeRequest,
+    Attempt, CordonRequest, EventsRequest, InspectNodeRequest, ListNodesRequest, Node as Shown, NodeSelector,
+    RemoveNodeRequest,
 };
-use serde_json::{Value, json};
 
-use super::{Context, fleet, partial, show};
+use super::{Context, drain, fleet, partial, show};
 use crate::{
-    args::{Drain, Node, Selector, Then},
+    args::{Node, Selector},
     client::Client,
     escape,
     exit::{Exit, Failure, Result},
     hostlist,
-    output::{List, now_ms, span, time_value},
+    output::{List, now_ms, span},
 };
 
 /// Runs one command.
@@ -32,7 +30,7 @@ pub async fn run(context: &Context, command: Node) -> Result<ExitCode> {
         Node::Cordon { selector, reason } => change(context, &selector, &reason, Verb::Cordon).await,
         Node::Uncordon { selector, reason } => change(context, &selector, &reason, Verb::Uncordon).await,
         Node::Resume { selector, reason } => change(context, &selector, &reason, Verb::Resume).await,
-        Node::Drain(request) => drain(context, request).await,
+        Node::Drain(request) => drain::drain(context, request).await,
         Node::Remove { selector, force, reason } => remove(context, &selector, force, &reason).await,
         Node::Events { node, follow } => {
             let client = context.connect().await?;
@@ -50,7 +48,7 @@ pub async fn run(context: &Context, command: Node) -> Result<ExitCode> {
     }
 }
 
-async fn all_nodes(client: &Client) -> Result<Vec<Shown>> {
+pub(super) async fn all_nodes(client: &Client) -> Result<Vec<Shown>> {
     Ok(client.nodes().list(client.ask(ListNodesRequest::default())).await?.into_inner().nodes)
 }
 
@@ -70,7 +68,7 @@ fn is_selected(node: &Shown, names: &[String], selector: &Selector) -> bool {
 }
 
 /// The nodes that a command touches: every named one must exist.
-async fn targets(client: &Client, selector: &Selector) -> Result<Vec<Shown>> {
+pub(super) async fn targets(client: &Client, selector: &Selector) -> Result<Vec<Shown>> {
     let names = names(selector)?;
     if names.is_empty() && selector.label.is_empty() && selector.pool.is_none() {
         return Err(Failure::usage("name the nodes: web-01, web-[01-03], --label KEY=VALUE or --pool POOL"));
@@ -97,7 +95,7 @@ fn all_known(names: &[String], nodes: &[Shown]) -> Result<()> {
 }
 
 /// Exactly the nodes that were shown, not those that the labels would name a moment later.
-fn exactly(nodes: &[Shown]) -> Option<NodeSelector> {
+pub(super) fn exactly(nodes: &[Shown]) -> Option<NodeSelector> {
     Some(NodeSelector { nodes: nodes.iter().map(|node| node.name.clone()).collect(), ..NodeSelector::default() })
 }
 
@@ -230,7 +228,7 @@ fn running_line(context: &Context, attempt: &Attempt) -> String {
 }
 
 /// How long until then.
-fn until(ms: u64) -> String {
+pub(super) fn until(ms: u64) -> String {
     let now = now_ms();
     if ms > now { format!("in {}", span(ms - now)) } else { String::from("now") }
 }
@@ -306,176 +304,6 @@ async fn remove(context: &Context, selector: &Selector, force: bool, reason: &st
             partial(done, &refused, &context.output)
         }
     }
-}
-
-async fn drain(context: &Context, request: Drain) -> Result<ExitCode> {
-    let client = context.connect().await?;
-    let nodes = targets(&client, &request.selector).await?;
-    if request.reason.trim().is_empty() {
-        return Err(Failure::usage("a drain needs a reason that others can read: --reason TEXT"));
-    }
-    let deadline_ms = match (request.no_deadline, request.deadline) {
-        (true, _) => None,
-        (false, Some(span)) => Some(now_ms().saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX / 2))),
-        (false, None) => Some(now_ms() + limits::DRAIN_DEADLINE.0),
-    };
-    let mut ask = DrainRequest {
-        selector: exactly(&nodes),
-        reason: request.reason.clone(),
-        deadline_ms,
-        then: String::from(match request.then {
-            Then::Nothing => "nothing",
-            Then::Stop => "stop",
-            Then::Poweroff => "poweroff",
-            Then::Delete => "delete",
-        }),
-        dry_run: true,
-    };
-    if request.dry_run || (nodes.len() > 1 && !context.global.yes) {
-        let plan = client.nodes().drain(client.ask(ask.clone())).await?.into_inner();
-        if request.dry_run {
-            return show_plan(context, &nodes, &plan);
-        }
-        context.confirm(&effect(&nodes, &plan))?;
-    }
-    ask.dry_run = false;
-    let done = client.nodes().drain(client.ask(ask)).await?.into_inner();
-    let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
-    if request.wait {
-        return wait_drained(context, &client, &names, &done).await;
-    }
-    show_drains(context, &done.nodes, &done.blockers)?;
-    context.output.say(&format!("The drain goes on; `muster node resume {}` undoes it.", names.join(",")));
-    partial(done.nodes.len(), &done.refused, &context.output)
-}
-
-fn effect(nodes: &[Shown], plan: &DrainResponse) -> String {
-    let requeued = plan.blockers.iter().filter(|blocker| blocker.on_drain() == OnDrain::Requeue).count();
-    let lost: u64 = plan
-        .blockers
-        .iter()
-        .filter(|blocker| blocker.on_drain() == OnDrain::Requeue)
-        .map(|blocker| blocker.running_ms)
-        .sum();
-    format!(
-        "This drains {} nodes with {} running tasks; {requeued} of them begin again elsewhere ({} of work lost)",
-        nodes.len(),
-        plan.blockers.len(),
-        span(lost)
-    )
-}
-
-fn show_plan(context: &Context, nodes: &[Shown], plan: &DrainResponse) -> Result<ExitCode> {
-    show_drains(context, nodes, &plan.blockers)?;
-    for sentence in &plan.refused {
-        context.output.say(&format!("muster: {}", escape::text(sentence)));
-    }
-    let pending = nodes.iter().any(|node| !matches!(node.duty.as_str(), "draining" | "drained" | "stopping"));
-    Ok(if pending { Exit::Pending } else { Exit::Ok }.into())
-}
-
-fn show_drains(context: &Context, nodes: &[Shown], blockers: &[Blocker]) -> Result<()> {
-    let mut list = List::new("DrainList", &["NODE", "STATE", "RUNNING", "OLDEST", "WILL END BY", "NOTE"]);
-    for node in nodes {
-        let own: Vec<&Blocker> = blockers.iter().filter(|blocker| blocker.node == node.node).collect();
-        let oldest = own.iter().max_by_key(|blocker| blocker.running_ms);
-        let deadline = node.drain.as_ref().and_then(|drain| drain.deadline_ms);
-        let last_end = own
-            .iter()
-            .map(|blocker| blocker.ends_by_ms.or(deadline))
-            .try_fold(0, |last: u64, end| end.map(|end| last.max(end)));
-        let note = oldest.map(|blocker| {
-            let id = blocker.attempt.unwrap_or_default();
-            let how = if blocker.on_drain() == OnDrain::Requeue { "will be requeued" } else { "may finish" };
-            format!("task {}.{} {how}", JobId(id.job), id.task)
-        });
-        list.push(
-            vec![
-                (&node.name).into(),
-                context.output.state(&node.state),
-                own.len().to_string().into(),
-                oldest.map_or_else(|| String::from("-"), |blocker| span(blocker.running_ms)).into(),
-                match (own.is_empty(), last_end) {
-                    (true, _) => "-".into(),
-                    (false, Some(ms)) => context_until(context, ms).into(),
-                    (false, None) => "no limit".into(),
-                },
-                note.unwrap_or_default().into(),
-            ],
-            drain_value(node, &own),
-        );
-    }
-    context.output.list(&list)
-}
-
-fn context_until(context: &Context, ms: u64) -> String {
-    if context.output.terminal { until(ms) } else { crate::output::rfc3339(ms) }
-}
-
-fn drain_value(node: &Shown, blockers: &[&Blocker]) -> Value {
-    let blockers: Vec<Value> = blockers
-        .iter()
-        .map(|blocker| {
-            let id = blocker.attempt.unwrap_or_default();
-            json!({
-                "attempt": format!("{}.{}.{}", JobId(id.job), id.task, id.number), "running_ms": blocker.running_ms,
-                "ends_by": time_value(blocker.ends_by_ms),
-                "on_drain": blocker.on_drain().as_str_name().trim_start_matches("ON_DRAIN_").to_lowercase(),
-            })
-        })
-        .collect();
-    let mut value = show::node(node);
-    value["blockers"] = json!(blockers);
-    value
-}
-
-fn is_drained(node: &Shown) -> bool {
-    node.drain.as_ref().is_some_and(|drain| drain.proved_ms.is_some())
-        || matches!(node.duty.as_str(), "drained" | "stopping")
-        || node.liveness == "gone"
-}
-
-async fn wait_drained(context: &Context, client: &Client, names: &[String], done: &DrainResponse) -> Result<ExitCode> {
-    let refused = done.refused.clone();
-    let waited: Vec<String> = done.nodes.iter().map(|node| node.name.clone()).collect();
-    let way_back =
-        format!("`muster node list {}` shows it; `muster node resume {}` undoes it.", names.join(","), names.join(","));
-    let all = async {
-        // Every change of a node is an event: look at the nodes once, then after each.
-        let request = EventsRequest { follow: true, limit: 1, ..EventsRequest::default() };
-        let mut events = client.fleet().events(request).await?.into_inner();
-        let mut left_before = usize::MAX;
-        loop {
-            let nodes = all_nodes(client).await?;
-            let of_drain = |name: &String| nodes.iter().rev().find(|node| node.name == *name);
-            let resumed = waited
-                .iter()
-                .find(|name| of_drain(name).is_some_and(|node| node.drain.is_none() && node.liveness == "live"));
-            if let Some(name) = resumed {
-                let sentence = format!("node {} was resumed; its drain is off", escape::text(name));
-                return Err(Failure::new(Exit::Conflict, sentence));
-            }
-            let left: Vec<&String> =
-                waited.iter().filter(|name| of_drain(name).is_some_and(|node| !is_drained(node))).collect();
-            if left.is_empty() {
-                return Ok(nodes.into_iter().filter(|node| waited.contains(&node.name)).collect::<Vec<_>>());
-            }
-            if left.len() != left_before {
-                left_before = left.len();
-                context.output.say(&format!("{} of {} nodes are drained", waited.len() - left.len(), waited.len()));
-            }
-            if events.message().await?.is_none() {
-                events = client
-                    .fleet()
-                    .events(EventsRequest { follow: true, limit: 1, ..EventsRequest::default() })
-                    .await?
-                    .into_inner();
-            }
-        }
-    };
-    let nodes = context.wait("the drain", &way_back, all).await?;
-    show_drains(context, &nodes, &[])?;
-    partial(waited.len(), &refused, &context.output)
 }
 
 #[cfg(test)]

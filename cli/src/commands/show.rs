@@ -233,7 +233,7 @@ pub fn node(node: &Node) -> Value {
         "duty_since": time_value(node.duty_since_ms), "agent_version": node.agent_version, "metrics": metrics,
         "metrics_at": time_value(node.metrics_ms), "drain": drain, "labels": node.labels, "fences": node.fences,
         "attempts_total": node.attempts_total, "incarnation": node.incarnation, "boot_id": node.boot_id,
-        "kernel": node.kernel,
+        "kernel": node.kernel, "rolling": node.rolling.map(|id| format!("r{id}")),
     })
 }
 

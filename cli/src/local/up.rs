@@ -200,6 +200,7 @@ async fn drain_those_that_stay(context: &Context, client: &Client, deadline_ms: 
         deadline_ms,
         then: String::from("delete"),
         dry_run: false,
+        at_once: None,
     };
     let done = client.nodes().drain(client.ask(request)).await?.into_inner();
     for sentence in &done.refused {

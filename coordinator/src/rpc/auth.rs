@@ -29,7 +29,7 @@ pub enum Need {
 }
 
 /// A path that ends in `/` stands for all below it.
-const TABLE: [(&str, Need); 37] = [
+const TABLE: [(&str, Need); 39] = [
     ("/grpc.health.v1.Health/", Need::Open),
     ("/grpc.reflection.v1.ServerReflection/", Need::Person(Role::Read)),
     ("/grpc.reflection.v1alpha.ServerReflection/", Need::Person(Role::Read)),
@@ -55,6 +55,8 @@ const TABLE: [(&str, Need); 37] = [
     ("/muster.v1.Nodes/Uncordon", Need::Person(Role::Operate)),
     ("/muster.v1.Nodes/Drain", Need::Person(Role::Operate)),
     ("/muster.v1.Nodes/Resume", Need::Person(Role::Operate)),
+    ("/muster.v1.Nodes/ListRolling", Need::Person(Role::Read)),
+    ("/muster.v1.Nodes/CancelRolling", Need::Person(Role::Operate)),
     ("/muster.v1.Nodes/Remove", Need::Person(Role::Admin)),
     ("/muster.v1.Pools/List", Need::Person(Role::Read)),
     ("/muster.v1.Pools/Set", Need::Person(Role::Admin)),

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod auth;
 mod blobs;
 pub mod door;
+mod drains;
 pub mod enrollment;
 pub mod fleet;
 pub mod jobs;

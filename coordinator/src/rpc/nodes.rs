@@ -3,20 +3,16 @@
 use std::sync::Arc;
 
 use muster_core::{
-    event::{DrainOrder, Event},
+    event::Event,
     fleet::Fleet,
     ids::{Actor, NodeId, RequestId},
-    spec::OnDrain,
-    time::{Millis, Timestamp},
 };
 use muster_proto::{convert, v1};
 use tonic::{Request, Response, Status};
 
-use super::{Context, fleet::history_of, person, shown, status};
+use super::{Context, drains, fleet::history_of, person, shown, status};
 
 const EVENTS_SHOWN: u32 = 50;
-/// A deadline below this is a span from now on, not a point in time: no clock of ours is in 1973.
-const SPAN_MAX_MS: u64 = 100_000_000_000;
 
 /// The service.
 #[derive(Debug)]
@@ -98,28 +94,23 @@ impl v1::nodes_server::Nodes for Nodes {
     async fn drain(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainResponse>, Status> {
         let (name, _) = person(&request)?;
         let request = request.into_inner();
-        let order = self.drain_order(&request, name)?;
-        let (chosen, mut refused) = self.choose(request.selector.unwrap_or_default()).await?;
-        if !request.dry_run {
-            for node in &chosen {
-                let order = order.clone();
-                let drain = |request| Event::Drain { request, node: *node, order };
-                if let Err(denied) = self.0.handle.ask(drain).await.map_err(status::stopped)? {
-                    refused.push(denied.to_string());
-                }
-            }
-        }
-        let context = self.0.clone();
-        let read = move |fleet: &Fleet, now| {
-            let mut response = v1::DrainResponse { refused, ..Default::default() };
-            for id in chosen {
-                let Some(record) = fleet.node(id) else { continue };
-                response.nodes.push(shown::node(&context, fleet, id, record));
-                response.blockers.extend(blockers(fleet, id, order.deadline, now));
-            }
-            response
-        };
-        self.0.handle.query(read).await.map(Response::new).map_err(status::stopped)
+        let (chosen, refused) = self.choose(request.selector.clone().unwrap_or_default()).await?;
+        drains::drain(&self.0, request, Actor(name), chosen, refused).await.map(Response::new)
+    }
+
+    async fn list_rolling(
+        &self,
+        _: Request<v1::ListRollingRequest>,
+    ) -> Result<Response<v1::ListRollingResponse>, Status> {
+        drains::list(&self.0).await.map(Response::new)
+    }
+
+    async fn cancel_rolling(
+        &self,
+        request: Request<v1::CancelRollingRequest>,
+    ) -> Result<Response<v1::NodesChanged>, Status> {
+        let (name, _) = person(&request)?;
+        drains::cancel(&self.0, request.into_inner(), Actor(name)).await.map(Response::new)
     }
 
     async fn remove(&self, request: Request<v1::RemoveNodeRequest>) -> Result<Response<v1::NodesChanged>, Status> {
@@ -175,45 +166,11 @@ impl Nodes {
         };
         self.0.handle.query(read).await.map(Response::new).map_err(status::stopped)
     }
-
-    fn drain_order(&self, request: &v1::DrainRequest, name: String) -> Result<DrainOrder, Status> {
-        let now = self.0.handle.now();
-        let deadline = request.deadline_ms.map(|at| if at < SPAN_MAX_MS { now + Millis(at) } else { Timestamp(at) });
-        Ok(DrainOrder {
-            deadline,
-            then: convert::drain_then(&request.then).map_err(status::rejected)?,
-            refusable: false,
-            actor: Actor(name),
-            reason: convert::reason(&request.reason).map_err(status::rejected)?,
-        })
-    }
 }
 
 fn no_node(name: &str) -> Status {
     let name = name.escape_default();
     Status::not_found(format!("there is no node `{name}`; `muster node list` shows those that are known"))
-}
-
-/// What a drain waits for, or for a dry run would wait for until `deadline`.
-fn blockers(fleet: &Fleet, node: NodeId, deadline: Option<Timestamp>, now: Timestamp) -> Vec<v1::Blocker> {
-    let blockers = fleet.blockers(node, now).into_iter().map(|blocker| {
-        let ends_by = match (blocker.ends_by, deadline) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
-        let on_drain = match blocker.on_drain {
-            OnDrain::Finish => v1::OnDrain::Finish,
-            OnDrain::Requeue => v1::OnDrain::Requeue,
-        };
-        v1::Blocker {
-            node: node.0,
-            attempt: Some(blocker.attempt.into()),
-            running_ms: blocker.age.0,
-            ends_by_ms: ends_by.map(|at| at.0),
-            on_drain: on_drain.into(),
-        }
-    });
-    blockers.collect()
 }
 
 /// For the other services: a node's number by its name.

@@ -177,6 +177,7 @@ pub(super) fn node(context: &Context, fleet: &Fleet, id: NodeId, record: &NodeRe
         agent_version: or(agent_version, stored_version),
         metrics,
         metrics_ms,
+        rolling: record.rolling.map(|rolling| rolling.0),
         drain: drain(record),
         labels: record.labels.clone().into_iter().collect(),
         fences: record.fences.iter().cloned().collect(),

@@ -11,9 +11,11 @@ use crate::{blobs, driver::Stopped, identity, logs, room, starts, store, tokens}
 pub fn denied(denied: Denied) -> Status {
     let code = match &denied {
         Denied::KeyConflict { .. } | Denied::NameTaken { .. } => Code::AlreadyExists,
-        Denied::UnknownJob(_) | Denied::UnknownTask { .. } | Denied::UnknownNode(_) | Denied::UnknownPool(_) => {
-            Code::NotFound
-        }
+        Denied::UnknownJob(_)
+        | Denied::UnknownTask { .. }
+        | Denied::UnknownNode(_)
+        | Denied::UnknownPool(_)
+        | Denied::UnknownRolling(_) => Code::NotFound,
         Denied::NeverFits { .. } | Denied::NodeState { .. } | Denied::JobState { .. } | Denied::PoolState { .. } => {
             Code::FailedPrecondition
         }

@@ -71,14 +71,13 @@ impl Fleet {
         };
         node.record.drain_revision = node.record.drain_revision.next();
         record(out, now, Subject::Node(id), "drain_requested", sentence, Some(&order.actor));
-        node.record.duty =
-            Duty::Draining(Drain {
-                order,
-                revision: node.record.drain_revision,
-                requested: now,
-                cordon_before,
-                rolling: None,
-            });
+        node.record.duty = Duty::Draining(Drain {
+            order,
+            revision: node.record.drain_revision,
+            requested: now,
+            cordon_before,
+            rolling: None,
+        });
         node.asked_drained = None;
         let recall = node.session.filter(|_| !node.attempts.is_empty());
         if let Some(session) = recall {
@@ -158,9 +157,11 @@ impl Fleet {
         if is_other || !node.attempts.is_empty() {
             return;
         }
-        let drain = drain.clone();
+        let mut drain = drain.clone();
         let then = drain.order.then;
         self.count_drained(id, &drain, now, out);
+        // Should the proof be void one day, it is proved again outside of any turn.
+        drain.rolling = None;
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let sentence =
             format!("the agent proved that nothing is left, {} after the request", now.since(drain.requested));

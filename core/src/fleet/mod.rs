@@ -32,7 +32,7 @@ pub use reconcile::Loss;
 pub use restore::{Damage, Image};
 use serde::{Deserialize, Serialize};
 use timers::{Timer, Timers};
-pub use view::{Blocker, NodeView};
+pub use view::{Blocker, NodeView, RollingView};
 
 use crate::{
     effect::{AttemptRecord, Effect, HistoryEntry, Subject, Touched},

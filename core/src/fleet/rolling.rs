@@ -89,7 +89,8 @@ impl Fleet {
         };
         let id = self.meta.next_rolling;
         self.meta.next_rolling = id.next();
-        let sentence = format!("{count} nodes, {} at once, then {}: {}", order.at_once, order.then.name(), order.reason);
+        let sentence =
+            format!("{count} nodes, {} at once, then {}: {}", order.at_once, order.then.name(), order.reason);
         record(out, now, Subject::Fleet, "rolling_requested", format!("{id}: {sentence}"), Some(&order.actor));
         for node in &fit {
             self.wait_for_turn(*node, id, &order, now, out);
@@ -120,7 +121,14 @@ impl Fleet {
         }
     }
 
-    fn wait_for_turn(&mut self, id: NodeId, rolling: RollingId, order: &RollingOrder, now: Timestamp, out: &mut Output) {
+    fn wait_for_turn(
+        &mut self,
+        id: NodeId,
+        rolling: RollingId,
+        order: &RollingOrder,
+        now: Timestamp,
+        out: &mut Output,
+    ) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.record.rolling = Some(rolling);
         let sentence = format!("it waits for its turn in {rolling}, {} at once: {}", order.at_once, order.reason);
@@ -144,11 +152,8 @@ impl Fleet {
         let Some(members) = self.rollings.members(id) else { return };
         let at_once = usize::try_from(rolling.order.at_once).unwrap_or(usize::MAX);
         let drain_now = members.draining.len();
-        let free = if mutation::is_on(Mutation::DrainBudgetIgnored) {
-            usize::MAX
-        } else {
-            at_once.saturating_sub(drain_now)
-        };
+        let free =
+            if mutation::is_on(Mutation::DrainBudgetIgnored) { usize::MAX } else { at_once.saturating_sub(drain_now) };
         let rests = self.rollings.next_look.get(&id).is_some_and(|next| *next > now);
         if free == 0 || members.waiting.is_empty() || rests {
             return;
@@ -233,12 +238,14 @@ impl Fleet {
             return Err(Denied::UnknownRolling(id));
         }
         let members = self.rollings.members(id).cloned().unwrap_or_default();
-        for node in members.waiting.iter().chain(&members.draining) {
-            self.leave_rolling(*node, "the rolling drain was cancelled", Some(actor), now, out);
+        let why = "the rolling drain was cancelled";
+        for node in &members.waiting {
+            self.leave_rolling(*node, why, Some(actor), now, out);
         }
         let mut resumed = BTreeSet::new();
         for node in members.draining {
             let own = self.nodes.get(&node).and_then(|node| node.record.drain()).and_then(|drain| drain.rolling);
+            self.leave_rolling(node, why, Some(actor), now, out);
             if own == Some(id) {
                 record(out, now, Subject::Node(node), "resumed", String::from(reason), Some(actor));
                 self.restore_duty(node, out);
@@ -263,6 +270,9 @@ impl Fleet {
     ) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(rolling) = node.record.rolling.take() else { return };
+        if let Duty::Draining(drain) = &mut node.record.duty {
+            drain.rolling = None;
+        }
         self.rollings.leave(rolling, id);
         record(out, now, Subject::Node(id), "left_rolling", format!("{rolling}: {why}"), actor);
         out.touched.nodes.insert(id);

@@ -1,6 +1,6 @@
 //! What the shell reads: records as they are, and why they are so.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{collections::BTreeSet, format, string::String, vec::Vec};
 
 use super::{Fleet, Meta};
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     pool::{Host, PoolRecord},
     queue::Class,
     resources::Resources,
+    rolling::{self, Rolling, RollingId},
     spec::OnDrain,
     time::{Millis, Timestamp},
 };
@@ -44,6 +45,21 @@ pub struct Blocker {
     pub ends_by: Option<Timestamp>,
     /// What the drain does to it.
     pub on_drain: OnDrain,
+    /// By how long this node's last tasks ran; none: it has outlasted them, or there were none.
+    pub expected: Option<Timestamp>,
+}
+
+/// A rolling drain with what it still has.
+#[derive(Clone, Debug)]
+pub struct RollingView<'a> {
+    /// As it is stored.
+    pub rolling: &'a Rolling,
+    /// Whose turn has not come.
+    pub waiting: BTreeSet<NodeId>,
+    /// Who drains now.
+    pub draining: BTreeSet<NodeId>,
+    /// How long it goes on, if all goes as before; none: nothing tells.
+    pub left: Option<Millis>,
 }
 
 impl Fleet {
@@ -190,6 +206,7 @@ impl Fleet {
     #[must_use]
     pub fn blockers(&self, id: NodeId, now: Timestamp) -> Vec<Blocker> {
         let deadline = self.nodes.get(&id).and_then(|node| node.record.drain()).and_then(|drain| drain.order.deadline);
+        let mean = self.nodes.get(&id).and_then(|node| node.mean_task);
         let mut blockers: Vec<Blocker> = self
             .attempts_on(id)
             .filter_map(|(attempt, record)| {
@@ -200,11 +217,49 @@ impl Fleet {
                     (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
                     (one, other) => one.or(other),
                 };
-                Some(Blocker { attempt, age: now.since(since), ends_by, on_drain: spec.on_drain })
+                let usual = mean.map(|mean| since + mean).filter(|at| *at > now);
+                let expected = match (spec.on_drain, usual, ends_by) {
+                    (OnDrain::Requeue, ..) => Some(now + spec.grace),
+                    (OnDrain::Finish, Some(usual), Some(most)) => Some(usual.min(most)),
+                    (OnDrain::Finish, usual, _) => usual,
+                };
+                let (age, on_drain) = (now.since(since), spec.on_drain);
+                Some(Blocker { attempt, age, ends_by, on_drain, expected })
             })
             .collect();
         blockers.sort_by_key(|blocker| core::cmp::Reverse(blocker.age));
         blockers
+    }
+
+    /// A rolling drain that goes on.
+    #[must_use]
+    pub fn rolling(&self, id: RollingId, now: Timestamp) -> Option<RollingView<'_>> {
+        let rolling = self.meta.rollings.get(&id)?;
+        let members = self.rollings.members(id).cloned().unwrap_or_default();
+        let present = members.draining.iter().map(|node| self.drained_in(*node, now));
+        let present = present.collect::<Option<Vec<Millis>>>().map(|all| all.into_iter().max().unwrap_or_default());
+        let mean = rolling.took.0.checked_div(u64::from(rolling.drained)).map(Millis);
+        let left = rolling::time_left(members.waiting.len() as u64, rolling.order.at_once, mean, present);
+        Some(RollingView { rolling, waiting: members.waiting, draining: members.draining, left })
+    }
+
+    /// How long until nothing is left on a node, as far as it can be told.
+    fn drained_in(&self, id: NodeId, now: Timestamp) -> Option<Millis> {
+        let ends = self.blockers(id, now).into_iter().map(|blocker| blocker.expected.or(blocker.ends_by));
+        let last = ends.collect::<Option<Vec<Timestamp>>>()?.into_iter().max();
+        Some(last.map_or(Millis(0), |last| last.since(now)))
+    }
+
+    /// Where a task of the job could begin again now, were these nodes not there: how many have room, and which is
+    /// one of them, or why there is none.
+    #[must_use]
+    pub fn elsewhere(&self, job: JobId, without: &BTreeSet<NodeId>) -> Option<(u32, String)> {
+        let class = Class::of(&self.jobs.get(&job)?.spec);
+        let others = || self.nodes.iter().filter(|(id, _)| !without.contains(id)).map(|(_, node)| node);
+        let mut roomy = others().filter(|node| placement::fits_now(&class, node).is_ok());
+        let Some(first) = roomy.next() else { return Some((0, placement::explain(&class, others()))) };
+        let count = u32::try_from(roomy.count()).unwrap_or(u32::MAX).saturating_add(1);
+        Some((count, first.record.name.clone()))
     }
 
     /// Nodes that are live, and those of them that may get work.

@@ -49,6 +49,12 @@ impl Truth {
             }
             _no_loss => {}
         }
+        let is_proved = |duty: &Duty| matches!(duty, Duty::Drained { .. } | Duty::Stopping { .. });
+        if let Some(drain) =
+            node.drain().filter(|_| is_proved(&node.duty) || matches!(node.liveness, Liveness::Gone(_)))
+        {
+            self.had_turn.insert((id, drain.order.reason.clone()));
+        }
         let began = |duty: &Duty| matches!(duty, Duty::Draining(_));
         if let Duty::Draining(drain) = &node.duty
             && !before.as_ref().is_some_and(began)
@@ -61,6 +67,11 @@ impl Truth {
                 return broken("FL-12", format!("scale-in takes node {} although the brake holds", node.name));
             }
         }
+        if let Duty::Draining(drain) = &node.duty
+            && !before.as_ref().is_some_and(began)
+        {
+            self.check_drain_budget(fleet, &drain.order.reason)?;
+        }
         if let (Some(Duty::Draining(old)), Duty::Draining(new)) = (&before, &node.duty)
             && old.revision == new.revision
             && let Some(deadline) = old.order.deadline
@@ -68,9 +79,20 @@ impl Truth {
         {
             return broken("F7", format!("the drain of {} was put off by a later request", node.name));
         }
-        let is_proved = |duty: &Duty| matches!(duty, Duty::Drained { .. } | Duty::Stopping { .. });
         if is_proved(&node.duty) && !before.as_ref().is_some_and(is_proved) {
             self.check_proved(id, node, hosts)?;
+        }
+        Ok(())
+    }
+
+    /// No more nodes drain at once than the operator who drains them in turn has said.
+    fn check_drain_budget(&self, fleet: &Fleet, reason: &str) -> Result<(), Violation> {
+        let Some(at_once) = self.drain_budgets.get(reason) else { return Ok(()) };
+        let drains = |row: &NodeRecord| matches!(&row.duty, Duty::Draining(drain) if drain.order.reason == reason);
+        let counts = |id: &NodeId| !self.had_turn.contains(&(*id, reason.to_owned()));
+        let drain_now = fleet.nodes().filter(|(id, row)| counts(id) && drains(row)).count();
+        if drain_now > usize::try_from(*at_once).unwrap_or(usize::MAX) {
+            return broken("the drain budget", format!("{drain_now} nodes drain {reason}, and {at_once} may at once"));
         }
         Ok(())
     }

@@ -190,6 +190,7 @@ fn drained(play: &mut Play) {
         deadline_ms: Some(60_000),
         then: then.into(),
         dry_run: false,
+        at_once: None,
     };
     play.ask(Frame::Cordon, &v1::CordonRequest { selector: selector(2), reason: "a look".into() });
     play.ask(Frame::Uncordon, &v1::CordonRequest { selector: selector(2), reason: "looked".into() });
