@@ -18,6 +18,7 @@ mod pools;
 mod restarts;
 mod restored;
 mod reuse;
+mod rolling;
 mod spawner;
 mod upgrade;
 mod usage;

@@ -1,6 +1,6 @@
 //! Many agents in one process: the real connection, certificates and rules of
 //! one host (`muster_core::host`), with a spawner that is a table. An attempt
-//! "runs" until the crowd is told to end it.
+//! "runs" until the crowd is told to end it, or for as long as its crowd says.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use muster_agent::{
 use muster_core::{
     end::End,
     host::{Boottime, Host, HostEffect, HostEvent, StartOrder, Verdict},
-    ids::{AttemptId, Epoch, Term},
+    ids::{AttemptId, Epoch, Revision, Term},
     resources::Resources,
     time::Millis,
 };
@@ -38,6 +38,8 @@ use crate::{Fleet, host::boot_ms, until};
 
 /// Agents that join at the same time.
 const JOINS_AT_ONCE: usize = 16;
+/// The one life of each agent's table.
+const SPAWNER: [u8; 16] = [7; 16];
 
 /// What an agent is and where.
 #[derive(Clone, Debug)]
@@ -80,7 +82,11 @@ pub struct Crowd {
     orders: watch::Sender<Order>,
     tasks: Vec<JoinHandle<()>>,
     folder: tempfile::TempDir,
+    life: Option<Life>,
 }
+
+/// How long an attempt runs, unless it is told to end before.
+pub type Life = fn(AttemptId) -> Duration;
 
 /// What the crowd was told last.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,6 +108,14 @@ impl Crowd {
     /// # Panics
     /// If one cannot join.
     pub async fn join(fleet: &Fleet, count: usize, capacity: Resources) -> Self {
+        Self::join_for(fleet, count, capacity, None).await
+    }
+
+    /// The same, with attempts that end by themselves.
+    ///
+    /// # Panics
+    /// If one cannot join.
+    pub async fn join_for(fleet: &Fleet, count: usize, capacity: Resources, life: Option<Life>) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-crowd-").tempdir().expect("a temporary folder");
         let mut crowd = Self {
             seen: Arc::default(),
@@ -109,6 +123,7 @@ impl Crowd {
             orders: watch::channel(Order::default()).0,
             tasks: Vec::new(),
             folder,
+            life,
         };
         let claims = (0..count).map(|number| Self::claim(number, capacity));
         let joins = claims.map(|claim| {
@@ -129,7 +144,8 @@ impl Crowd {
             seen: Arc::clone(&self.seen),
             connected: Arc::clone(&self.connected),
             orders: self.orders.subscribe(),
-            running: BTreeSet::new(),
+            running: BTreeMap::new(),
+            life: self.life,
             lease_end: None,
             sent: BTreeMap::new(),
         };
@@ -209,7 +225,7 @@ fn now() -> Boottime {
 
 /// Its spawner answers, and holds nothing.
 fn listed(mut host: Host) -> Host {
-    let effects = host.apply(HostEvent::SpawnerListed { spawner: [7; 16], held: Vec::new() }, now());
+    let effects = host.apply(HostEvent::SpawnerListed { spawner: SPAWNER, held: Vec::new() }, now());
     assert!(effects.is_empty(), "a host that holds nothing owes nothing: {effects:?}");
     host
 }
@@ -220,7 +236,9 @@ struct Agent {
     seen: Arc<Mutex<Seen>>,
     connected: Arc<AtomicU64>,
     orders: watch::Receiver<Order>,
-    running: BTreeSet<AttemptId>,
+    /// With when each ends by itself.
+    running: BTreeMap<AttemptId, Option<Instant>>,
+    life: Option<Life>,
     /// When the node's lease ends; none: it never had one.
     lease_end: Option<Instant>,
     /// When heartbeats were sent that have no answer yet.
@@ -277,6 +295,7 @@ impl Agent {
             agent_start: self.claim.agent_start,
             capacity: Some(self.claim.capacity.into()),
             held: self.host.held().map(order::held_to_wire).collect(),
+            closed_for_drain: self.host.closed_for().map_or(0, |revision| revision.0),
             ..v1::Hello::default()
         }
     }
@@ -291,6 +310,7 @@ impl Agent {
         let mut beats = tokio::time::interval(Duration::from_millis(welcome.heartbeat_interval_ms.max(50).into()));
         let mut sequence = 0;
         loop {
+            let next_end = self.running.values().flatten().min().copied();
             let done = tokio::select! {
                 message = inbound.message() => match message {
                     Ok(Some(v1::CoordinatorMessage { message: Some(message) })) => self.obey(&outbound, message).await,
@@ -301,6 +321,9 @@ impl Agent {
                 _ = beats.tick() => {
                     sequence += 1;
                     self.beat(&outbound, sequence).await
+                }
+                () = until(next_end.unwrap_or_else(Instant::now)), if next_end.is_some() => {
+                    self.end_what_is_due(&outbound).await
                 }
                 changed = self.orders.changed() => match changed {
                     Ok(()) => self.end_what_is_due(&outbound).await,
@@ -354,8 +377,15 @@ impl Agent {
                 self.tell(out, HostEvent::EndsStored { attempts }).await
             }
             From::Recall(recall) => self.tell(out, HostEvent::RecallOrdered { count: recall.count }).await,
-            // No test drains a crowd.
-            From::Welcome(_) | From::AskDrained(_) | From::Release(_) | From::Reopen(_) => Ok(()),
+            From::AskDrained(asked) => {
+                let (revision, refusable) = (Revision(asked.revision), asked.refusable);
+                self.tell(out, HostEvent::DrainAsked { revision, refusable }).await
+            }
+            From::Reopen(reopen) => {
+                self.tell(out, HostEvent::ReopenOrdered { revision: Revision(reopen.revision) }).await
+            }
+            // A crowd has no host to leave.
+            From::Welcome(_) | From::Release(_) => Ok(()),
         }
     }
 
@@ -383,7 +413,11 @@ impl Agent {
     /// What has been told to end and runs no longer.
     fn take_due(&mut self) -> Vec<(AttemptId, Verdict)> {
         let limit = self.orders.borrow_and_update().end_below;
-        let due: Vec<AttemptId> = self.running.extract_if(.., |attempt| attempt.task < limit).collect();
+        let now = Instant::now();
+        let is_due =
+            |attempt: &AttemptId, end: &Option<Instant>| attempt.task < limit || end.is_some_and(|end| end <= now);
+        let due = self.running.extract_if(.., |attempt, end| is_due(attempt, end));
+        let due: Vec<AttemptId> = due.map(|(attempt, _)| attempt).collect();
         due.into_iter().map(|attempt| (attempt, Verdict::Own(End::Exited(code_of(attempt.task))))).collect()
     }
 
@@ -409,7 +443,7 @@ impl Agent {
     fn carry_out(&mut self, effect: HostEffect, events: &mut Vec<HostEvent>, said: &mut Vec<Message>) {
         match effect {
             HostEffect::Start { attempt } => {
-                self.running.insert(attempt);
+                self.running.insert(attempt, self.life.map(|life| Instant::now() + life(attempt)));
                 events.push(HostEvent::Started { attempt });
             }
             HostEffect::Stop { attempt, .. } => {
@@ -431,10 +465,16 @@ impl Agent {
                 said.push(Message::GivenBack(v1::GivenBack { attempts }));
             }
             HostEffect::PersistClosure { revision } => events.push(HostEvent::ClosurePersisted { revision }),
+            HostEffect::ListSpawner => {
+                // Whoever asks for the list holds nothing, and what it has is what it says.
+                assert!(self.running.is_empty(), "a host that proves itself empty runs {:?}", self.running);
+                events.push(HostEvent::SpawnerListed { spawner: SPAWNER, held: Vec::new() });
+            }
+            HostEffect::ProveDrained { revision } => {
+                said.push(Message::DrainProof(v1::DrainProof { revision: revision.0 }));
+            }
             HostEffect::Forget { .. }
             | HostEffect::RenewLease { .. }
-            | HostEffect::ListSpawner
-            | HostEffect::ProveDrained { .. }
             | HostEffect::RefuseDrain { .. }
             | HostEffect::Release { .. }
             | HostEffect::Ignore { .. } => {}

@@ -214,7 +214,7 @@ async fn wait_drained(context: &Context, client: &Client, done: &DrainResponse, 
         loop {
             let nodes = all_nodes(client).await?;
             let of_drain = |name: &String| nodes.iter().rev().find(|node| node.name == *name);
-            let resumed = waited.iter().find(|name| of_drain(name).is_some_and(|node| is_off(node)));
+            let resumed = waited.iter().find(|name| of_drain(name).is_some_and(is_off));
             if let Some(name) = resumed {
                 let sentence = format!("node {} was resumed; its drain is off", escape::text(name));
                 return Err(Failure::new(Exit::Conflict, sentence));

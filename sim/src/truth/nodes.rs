@@ -89,8 +89,10 @@ impl Truth {
     fn check_drain_budget(&self, fleet: &Fleet, reason: &str) -> Result<(), Violation> {
         let Some(at_once) = self.drain_budgets.get(reason) else { return Ok(()) };
         let drains = |row: &NodeRecord| matches!(&row.duty, Duty::Draining(drain) if drain.order.reason == reason);
-        let counts = |id: &NodeId| !self.had_turn.contains(&(*id, reason.to_owned()));
-        let drain_now = fleet.nodes().filter(|(id, row)| counts(id) && drains(row)).count();
+        let counts = |id: NodeId, row: &NodeRecord| {
+            !matches!(row.liveness, Liveness::Gone(_)) && !self.had_turn.contains(&(id, reason.to_owned()))
+        };
+        let drain_now = fleet.nodes().filter(|(id, row)| drains(row) && counts(*id, row)).count();
         if drain_now > usize::try_from(*at_once).unwrap_or(usize::MAX) {
             return broken("the drain budget", format!("{drain_now} nodes drain {reason}, and {at_once} may at once"));
         }
