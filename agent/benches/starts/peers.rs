@@ -25,15 +25,19 @@ use crate::{
 };
 
 /// The program by itself.
-pub struct PosixSpawn;
+pub struct PosixSpawn {
+    pub name: &'static str,
+    /// Before each start.
+    pub rest: Duration,
+}
 
 impl Way for PosixSpawn {
     fn name(&self) -> &'static str {
-        "posix_spawn"
+        self.name
     }
 
     fn sample(&mut self, programs: &Programs) -> Sample {
-        sample(from_ref(&programs.tells_when), from_ref(&programs.exits))
+        sample(self.rest, from_ref(&programs.tells_when), from_ref(&programs.exits))
     }
 }
 
@@ -65,7 +69,7 @@ impl Way for Bubblewrap {
     }
 
     fn sample(&mut self, programs: &Programs) -> Sample {
-        sample(&self.command(&programs.tells_when), &self.command(&programs.exits))
+        sample(PAUSE, &self.command(&programs.tells_when), &self.command(&programs.exits))
     }
 }
 
@@ -124,7 +128,7 @@ impl Way for Runc {
 
     fn sample(&mut self, programs: &Programs) -> Sample {
         let [tells_when, exits] = [&programs.tells_when, &programs.exits].map(|program| self.command(program));
-        sample(&tells_when, &exits)
+        sample(PAUSE, &tells_when, &exits)
     }
 }
 
@@ -162,14 +166,14 @@ fn try_once(command: &[CString]) -> Result<(), String> {
     }
 }
 
-fn sample(tells_when: &[CString], exits: &[CString]) -> Sample {
-    thread::sleep(PAUSE);
+fn sample(rest: Duration, tells_when: &[CString], exits: &[CString]) -> Sample {
+    thread::sleep(rest);
     let (mut out, write) = std::io::pipe().unwrap();
     let begun = now_ns();
     let child = spawn(tells_when, write.into());
     expect_exit(child);
     let first = read_when(&mut out) - begun;
-    thread::sleep(PAUSE);
+    thread::sleep(rest);
     let null = File::options().write(true).open("/dev/null").unwrap();
     let begun = now_ns();
     expect_exit(spawn(exits, null.into()));

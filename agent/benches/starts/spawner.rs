@@ -22,14 +22,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use tempfile::TempDir;
 
 use crate::{
-    PAUSE, Sample, Way, now_ns,
+    PAUSE, REST, Sample, Way, now_ns,
     program::{EXIT_CODE, Programs},
 };
 
 /// How long a spawner may take to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// A spawner that has nothing to do for so long has made a sandbox ahead.
-const AHEAD: Duration = Duration::from_millis(20);
 const USUAL_DISK_BYTES: u64 = 16 << 20;
 const PAGE_BYTES: u64 = 4_096;
 
@@ -230,7 +228,7 @@ impl Drop for Spawner {
 
 impl Starts<'_> {
     fn order(&mut self, program: &CStr) -> Start {
-        thread::sleep(if self.shape == Shape::Usual { AHEAD } else { PAUSE });
+        thread::sleep(if self.shape == Shape::Usual { REST } else { PAUSE });
         self.starts += 1;
         self.spawner.order(self.profile, self.shape, program)
     }
