@@ -58,11 +58,23 @@ pub enum Mutation {
     DrainPutOff,
     /// A rolling drain begins with all its nodes at once.
     DrainBudgetIgnored,
+    /// A new leader takes an old one's word for when an exclusive attempt is surely over.
+    FenceNotRenewed,
+    /// The host starts a task beside an earlier try at it that is being ended.
+    TriesTogether,
+    /// What a host has lost without a word goes on by the record.
+    HeartbeatUncompared,
+    /// An order to stop that went with the connection to the spawner is not given again.
+    StopLostWithLink,
+    /// The host keeps what it is asked to give back.
+    RecallIgnored,
+    /// A later reason to stop an attempt takes the place of the first.
+    StopReasonOverwritten,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 31] = [
         Self::EvictAfterFailover,
         Self::LeaseFromReceipt,
         Self::NoEpochOnResults,
@@ -88,6 +100,12 @@ impl Mutation {
         Self::OutputLossHidden,
         Self::DrainPutOff,
         Self::DrainBudgetIgnored,
+        Self::FenceNotRenewed,
+        Self::TriesTogether,
+        Self::HeartbeatUncompared,
+        Self::StopLostWithLink,
+        Self::RecallIgnored,
+        Self::StopReasonOverwritten,
     ];
 }
 
@@ -104,21 +122,21 @@ pub use switch::{is_on, set};
 
 #[cfg(feature = "mutations")]
 mod switch {
-    use core::sync::atomic::{AtomicU32, Ordering};
+    use core::sync::atomic::{AtomicU64, Ordering};
 
     use super::Mutation;
 
     /// A bit a mutation, for the whole process.
-    static ON: AtomicU32 = AtomicU32::new(0);
+    static ON: AtomicU64 = AtomicU64::new(0);
 
     /// Is this rule broken on purpose?
     #[must_use]
     pub fn is_on(rule: Mutation) -> bool {
-        ON.load(Ordering::Relaxed) & (1 << rule as u32) != 0
+        ON.load(Ordering::Relaxed) & (1 << rule as u64) != 0
     }
 
     /// Breaks this rule and no other; none: all hold.
     pub fn set(rule: Option<Mutation>) {
-        ON.store(rule.map_or(0, |rule| 1 << rule as u32), Ordering::Relaxed);
+        ON.store(rule.map_or(0, |rule| 1 << rule as u64), Ordering::Relaxed);
     }
 }

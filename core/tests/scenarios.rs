@@ -398,7 +398,8 @@ impl World {
             None => self.fleet.attempt(id).expect("a live attempt").node,
         };
         let epoch = Epoch { term: Term(words.number("term", 1)), attempt: id.number };
-        self.apply(event(node, self.session(node), id, epoch))
+        let session = words.named.get("session").map(|number| SessionId(number.parse().expect("a session")));
+        self.apply(event(node, session.unwrap_or_else(|| self.session(node)), id, epoch))
     }
 
     fn pool(&mut self, words: &Words<'_>) -> Vec<String> {

@@ -337,13 +337,15 @@ impl World {
                 let request = self.request(Asked::Other, None);
                 Event::Uncordon { request, node, actor, reason: "fine".into() }
             }
-            30 => {
+            30 | 31 => {
                 let request = self.request(Asked::Other, None);
                 let force = self.rng.chance(700);
-                Event::RemoveNode { request, node, force, actor, reason: "broken".into() }
+                self.tell(member, Event::RemoveNode { request, node, force, actor, reason: "broken".into() })?;
+                self.take_over_ahead(member);
+                return Ok(());
             }
-            31 => return self.set_pools(member),
-            32 => {
+            32 => return self.set_pools(member),
+            33 => {
                 // It is to go, and was set aside before.
                 let request = self.request(Asked::Other, None);
                 self.tell(member, Event::Cordon { request, node, actor: actor.clone(), reason: "old".into() })?;
@@ -357,8 +359,8 @@ impl World {
                 let request = self.request(Asked::Drain { node }, None);
                 Event::Drain { request, node, order }
             }
-            33 => return self.drain_in_turn(member),
-            34 => return self.end_rollings(member, 500),
+            34 => return self.drain_in_turn(member),
+            35 => return self.end_rollings(member, 500),
             _nothing => return Ok(()),
         };
         self.tell(member, event)

@@ -1,6 +1,7 @@
 //! What goes wrong, and how.
 
 use muster_core::{
+    event::{Held, HeldPhase},
     ids::{AttemptId, Epoch, NodeId, Term},
     spec::Delivery,
     time::{Millis, Timestamp},
@@ -13,6 +14,9 @@ use crate::{
     truth::Violation,
     world::World,
 };
+
+/// What a clock jumps by.
+const HOUR_MS: i64 = 3_600_000;
 
 impl World {
     /// A fault with its own occasions: does it occur at this one?
@@ -82,6 +86,8 @@ impl World {
             Fault::AgentDies => self.kill_agent(host),
             Fault::AgentPaused => extend(&mut self.hosts[host].agent_paused, until),
             Fault::SpawnerDies => self.lose_spawner(host),
+            Fault::LinkCut => self.cut_link(host),
+            Fault::HostForgets => return self.forget_all(host),
             Fault::BothDie => {
                 self.kill_agent(host);
                 self.kill_spawner(host);
@@ -122,6 +128,7 @@ impl World {
             | Fault::DiesAfterCommit
             | Fault::DiesBetweenEffects
             | Fault::PausedAfterCommit
+            | Fault::TakeoverAhead
             | Fault::CreateFails
             | Fault::LateHello
             | Fault::NeverJoins
@@ -145,9 +152,17 @@ impl World {
             Fault::StoreFull => self.store.full_until = until,
             // An hour, either way: durations must not notice.
             _wall => {
-                let jump = if self.rng.chance(500) { 3_600_000 } else { -3_600_000 };
+                let jump = if self.rng.chance(500) { HOUR_MS } else { -HOUR_MS };
                 self.members[member].wall_offset += jump;
             }
+        }
+    }
+
+    /// What a leader has promised of time, the next one keeps by its own clock.
+    pub(crate) fn take_over_ahead(&mut self, member: usize) {
+        if self.occurs(Fault::TakeoverAhead, 400) {
+            self.members.iter_mut().for_each(|member| member.wall_offset += HOUR_MS);
+            self.kill_member(member);
         }
     }
 
@@ -163,6 +178,31 @@ impl World {
         let (agent_start, spawner) = (known.agent_start, known.spawner);
         self.kill_spawner(host);
         self.at(self.now, Action::SpawnerGone { host, agent_start, spawner });
+    }
+
+    /// What is said on it while it is broken is lost; what was said before arrives.
+    fn cut_link(&mut self, host: usize) {
+        let known = &self.hosts[host];
+        let (agent_start, spawner) = (known.agent_start, known.spawner);
+        self.at(self.now, Action::SpawnerGone { host, agent_start, spawner });
+    }
+
+    /// As an agent that has a bug: its processes are gone, and the stream goes on as if there had been none. Played
+    /// only while all that it holds runs and is known to: what it never told of would count as never started.
+    fn forget_all(&mut self, host: usize) -> Result<(), Violation> {
+        let known = &self.hosts[host];
+        let runs = |held: Held| {
+            let sandbox = known.sandboxes.get(&held.attempt);
+            let is_known = self.store.attempt(held.attempt).is_some_and(|row| row.started.is_some());
+            is_known && held.phase == HeldPhase::Running && sandbox.is_some_and(|sandbox| sandbox.verdict.is_none())
+        };
+        let Some(agent) = known.agent.as_ref().filter(|agent| agent.held().all(runs)) else { return Ok(()) };
+        if agent.is_empty() || !known.is_welcome || known.session.is_none() || known.agent_paused > self.now {
+            return Ok(());
+        }
+        self.count("host", "forgot what ran");
+        self.kill_spawner(host);
+        self.begin_anew(host)
     }
 
     fn reboot(&mut self, host: usize) {

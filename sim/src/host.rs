@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use muster_core::{
     effect::StopReason,
-    event::{DrainThen, Hello},
+    event::{DrainThen, Held, HeldPhase, Hello},
     host::{Adopted, AdoptedPhase, Boottime, Host, HostEffect, HostEvent, SpawnerId, StartOrder, Verdict},
-    ids::{AttemptId, HostRequestId, NodeId, PoolName, Revision, SessionId},
+    ids::{AttemptId, HostRequestId, NodeId, PoolName, Revision, SessionId, Term},
     resources::Resources,
     time::{Millis, Timestamp},
     timeline::Seen,
@@ -68,6 +68,8 @@ pub struct SimHost {
     pub agent_paused: Timestamp,
     /// The spawner that the agent is connected to; what it says to a dead one is lost.
     talks_to: u64,
+    /// What it was told to stop on this connection.
+    told_to_stop: BTreeSet<AttemptId>,
     /// What the agent is to run, lost with it.
     orders: BTreeMap<AttemptId, StartOrder>,
     /// The stream as this side sees it.
@@ -132,6 +134,7 @@ impl SimHost {
             seen_on_disk: (Seen::default(), Timestamp(0)),
             agent_paused: Timestamp(0),
             talks_to: NO_SPAWNER,
+            told_to_stop: BTreeSet::new(),
             orders: BTreeMap::new(),
             session: None,
             last_stream: None,
@@ -268,6 +271,17 @@ impl World {
         self.apply(host, listed)
     }
 
+    /// The same agent process, without what it knew of its attempts.
+    pub(crate) fn begin_anew(&mut self, host: usize) -> Result<(), Violation> {
+        let known = &mut self.hosts[host];
+        known.agent = Some(Host::new(known.capacity, known.closed_for));
+        known.orders.clear();
+        known.talks_to = known.spawner;
+        let listed = known.list();
+        self.apply(host, listed)?;
+        self.apply(host, HostEvent::Connected { term: Term(0), unknown: Vec::new() })
+    }
+
     pub(crate) fn list(&mut self, host: usize, agent_start: u64) -> Result<(), Violation> {
         if self.hosts[host].agent_start != agent_start {
             return Ok(());
@@ -285,12 +299,32 @@ impl World {
             return Ok(());
         }
         known.talks_to = NO_SPAWNER;
-        self.after(10, 800, Action::Relink { host, agent_start });
+        known.told_to_stop.clear();
+        self.after(10, 2_500, Action::Relink { host, agent_start });
         self.apply(host, HostEvent::SpawnerGone)
     }
 
     pub(crate) fn relink(&mut self, host: usize, agent_start: u64) -> Result<(), Violation> {
-        if self.hosts[host].talks_to == NO_SPAWNER { self.list(host, agent_start) } else { Ok(()) }
+        if self.hosts[host].talks_to != NO_SPAWNER {
+            return Ok(());
+        }
+        self.list(host, agent_start)?;
+        self.check_stops_told(host)
+    }
+
+    /// FL-1: a cancel that was answered is not lost with the connection that was to carry it.
+    fn check_stops_told(&self, host: usize) -> Result<(), Violation> {
+        let known = &self.hosts[host];
+        let runs = |attempt| known.sandboxes.get(&attempt).is_some_and(|sandbox| sandbox.verdict.is_none());
+        let held = known.agent.iter().flat_map(Host::held);
+        let mut stopping = held.filter(|held| held.phase == HeldPhase::Stopping && runs(held.attempt));
+        match stopping.find(|held| !known.told_to_stop.contains(&held.attempt)) {
+            Some(Held { attempt, .. }) => {
+                let detail = format!("attempt {attempt} on {} is to stop, and its spawner is not told", known.name);
+                Err(Violation::new("FL-1", detail))
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn kill_agent(&mut self, host: usize) {
@@ -301,9 +335,12 @@ impl World {
         self.after(200, 30_000, Action::AgentStarts { host });
     }
 
-    /// The spawner's word reaches the agent, unless it is down: then the next one gets it from the list.
+    /// The spawner's word reaches the agent, unless it or the connection is down: then the next list has it.
     pub(crate) fn tell_agent(&mut self, host: usize, event: HostEvent) -> Result<(), Violation> {
         let known = &self.hosts[host];
+        if known.talks_to == NO_SPAWNER {
+            return Ok(());
+        }
         if known.agent_paused > self.now {
             let agent_start = known.agent_start;
             self.at(known.agent_paused, Action::ToAgent { host, agent_start, event });
@@ -357,6 +394,9 @@ impl World {
                 self.at(at, Action::Spawn { host, spawner, order });
             }
             HostEffect::Stop { attempt, reason, grace } => {
+                if spawner != NO_SPAWNER {
+                    self.hosts[host].told_to_stop.insert(attempt);
+                }
                 let at = self.socket(host);
                 self.at(at, Action::Terminate { host, spawner, attempt, reason, grace });
             }

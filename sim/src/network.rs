@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use muster_core::{
     effect::{Effect, StopOrder},
     end::End,
-    event::{DrainThen, Event, Held, Hello, HostSample},
+    event::{DrainThen, Event, Held, HeldPhase, Hello, HostSample},
     host::{HostEvent, StartOrder},
     ids::{AttemptId, Epoch, NodeId, Revision, SessionId, Term},
     node::{Liveness, NodeRecord},
@@ -386,7 +386,10 @@ impl World {
                 orders.into_iter().try_for_each(|order| self.apply(host, HostEvent::StopOrdered(order)))
             }
             Message::Stored(attempts) => self.apply(host, HostEvent::EndsStored { attempts }),
-            Message::Recall(count) => self.apply(host, HostEvent::RecallOrdered { count }),
+            Message::Recall(count) => {
+                self.note_recall(host, count);
+                self.apply(host, HostEvent::RecallOrdered { count })
+            }
             Message::AskDrained(revision, refusable) => self.apply(host, HostEvent::DrainAsked { revision, refusable }),
             Message::Release(revision, then) => self.apply(host, HostEvent::ReleaseOrdered { revision, then }),
             Message::Reopen(revision) => self.apply(host, HostEvent::ReopenOrdered { revision }),
@@ -397,6 +400,15 @@ impl World {
                 self.lose_stream(host, session)
             }
         }
+    }
+
+    /// Of a part of them nobody else knows which are the newest.
+    fn note_recall(&mut self, host: usize, count: u32) {
+        let Some(agent) = self.hosts[host].agent.as_ref().filter(|agent| agent.queued() <= count as usize) else {
+            return;
+        };
+        let queued = agent.held().filter(|held| held.phase == HeldPhase::Queued).map(|held| held.attempt);
+        self.truth.recalled(queued);
     }
 
     /// An effect as it travels; none: it is not for a host.

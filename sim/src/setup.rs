@@ -121,6 +121,10 @@ faults! {
     SpawnerDies, "spawner-dies", 15;
     /// Both die together, with no reboot: nothing on the host remembers.
     BothDie, "both-die", 12;
+    /// The connection between agent and spawner breaks, and both go on.
+    LinkCut, "link-cut", 45;
+    /// An agent and its spawner forget what ran, and say nothing of it.
+    HostForgets, "host-forgets", 12;
     /// A host reboots.
     Reboot, "reboot", 15;
     /// A host is stopped by its own system.
@@ -149,6 +153,8 @@ faults! {
     CoordinatorPaused, "coordinator-paused", 12;
     /// It is stopped between commit and effects.
     PausedAfterCommit, "paused-after-commit", 0;
+    /// It dies when it has just removed a node by force, and the clock of whoever leads next is an hour ahead.
+    TakeoverAhead, "takeover-ahead", 0;
     /// It cannot reach the store that it shares.
     StoreUnreachable, "store-unreachable", 6;
     /// Commits take up to seconds.

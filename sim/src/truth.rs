@@ -150,6 +150,8 @@ pub struct Truth {
     started_before: BTreeSet<AttemptId>,
     /// Faults of each node in a row, as far as they are surely in a row.
     faults: BTreeMap<NodeId, u32>,
+    /// Asked back before they started.
+    recalled: BTreeSet<AttemptId>,
     /// Hosts that were asked for and that no provider has said to be gone.
     requested: BTreeSet<(PoolName, HostRequestId)>,
     /// Those of which it says so in this batch.
@@ -239,6 +241,11 @@ impl Truth {
         }
     }
 
+    /// An agent is asked to give these back: they never start there, and their numbers are not used elsewhere.
+    pub fn recalled(&mut self, attempts: impl Iterator<Item = AttemptId>) {
+        self.recalled.extend(attempts);
+    }
+
     /// An agent gives it to its spawner.
     pub fn handed(
         &mut self,
@@ -248,6 +255,9 @@ impl Truth {
         now: Timestamp,
     ) -> Result<(), Violation> {
         self.attempts.entry(attempt).or_default().handed = true;
+        if self.recalled.contains(&attempt) && !self.is_doubtful(attempt.job) {
+            return broken("FL-9", format!("attempt {attempt} is handed over on {} after it was recalled", on.name));
+        }
         // The spawner would refuse it too; each of the two holds by itself.
         if order.exclusive && on.boottime(now) >= on.lease {
             return broken("FL-3", format!("attempt {attempt} is handed over on {} without a lease", on.name));
@@ -286,6 +296,10 @@ impl Truth {
         self.starts_total += 1;
         let others = task.running.clone();
         task.running.push(attempt);
+        let beside = others.iter().find(|other| self.busy.get(&host).is_some_and(|busy| busy.contains(*other)));
+        if let Some(other) = beside {
+            return broken("FL-3", format!("attempt {attempt} starts on {} beside {other} of its task", on.name));
+        }
         self.busy.entry(host).or_default().insert(attempt);
         let taken = self.taken.entry(host).or_default();
         *taken = taken.plus(&request);
@@ -426,8 +440,11 @@ impl Truth {
         self.stopping.clear();
         self.started_before.clear();
         for (id, record) in &out.touched.attempts {
-            if store.attempt(*id).is_some_and(|row| row.stopping.is_some()) {
+            if let Some((_, first)) = store.attempt(*id).and_then(|row| row.stopping) {
                 self.stopping.insert(*id);
+                if let Some((_, reason)) = record.stopping.filter(|(_, reason)| *reason != first) {
+                    return broken("FL-9", format!("attempt {id} was to stop as {first:?}, and now as {reason:?}"));
+                }
             }
             if store.attempt(*id).is_some_and(|row| row.started.is_some()) {
                 self.started_before.insert(*id);

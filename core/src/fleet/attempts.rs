@@ -291,8 +291,8 @@ impl Fleet {
         let Some(attempt) = self.attempts.get_mut(&id) else { return };
         // The first reason stays: a drain does not turn a cancelled attempt into one that starts again.
         let reason = match attempt.record.stopping {
-            Some((_, first)) => first,
-            None => {
+            Some((_, first)) if !mutation::is_on(Mutation::StopReasonOverwritten) => first,
+            Some(_) | None => {
                 attempt.record.stopping = Some((now, reason));
                 out.touched.attempts.insert(id, attempt.record.clone());
                 reason

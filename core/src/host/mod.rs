@@ -114,6 +114,7 @@ impl Host {
             }
             HostEvent::StartOrdered(order) => self.on_start_ordered(order, &mut effects),
             HostEvent::StopOrdered(order) => self.on_stop_ordered(&order, &mut effects),
+            HostEvent::RecallOrdered { .. } if mutation::is_on(Mutation::RecallIgnored) => {}
             HostEvent::RecallOrdered { count } => self.give_back_newest(count as usize, &mut effects),
             HostEvent::EndsStored { attempts } => self.on_ends_stored(&attempts, &mut effects),
             HostEvent::DrainAsked { revision, refusable } => self.on_drain_asked(revision, refusable, &mut effects),
@@ -405,7 +406,9 @@ impl Host {
                 self.attempts.insert(attempt, Attempt { order: adopted.order, stage });
             }
             // A stop may have been lost with the old connection.
-            Some(Stage::Stopping(reason)) if adopted.phase == AdoptedPhase::Running => {
+            Some(Stage::Stopping(reason))
+                if adopted.phase == AdoptedPhase::Running && !mutation::is_on(Mutation::StopLostWithLink) =>
+            {
                 effects.push(HostEffect::Stop { attempt, reason, grace: Millis(0) });
             }
             // Never handed to this spawner, yet it has it: its word counts.
@@ -446,7 +449,7 @@ impl Host {
         let leased = !held.order.exclusive || now < self.lease.deadline;
         // Another try at the same task that still runs here is being ended (FL-3).
         let alone = !self.of_task(attempt).any(|(_, other)| other.stage.is_live());
-        fits && leased && alone
+        fits && leased && (alone || mutation::is_on(Mutation::TriesTogether))
     }
 }
 

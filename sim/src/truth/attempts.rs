@@ -83,6 +83,10 @@ impl Truth {
         if end.end == End::Cancelled && !self.cancels.contains(&id.job) {
             return broken("FL-2", format!("attempt {id} ended as cancelled, and nobody cancelled its job"));
         }
+        let ordered = record.stopping.map(|(_, reason)| reason);
+        if end.end == End::Drained && !matches!(ordered, Some(StopReason::Drained)) {
+            return broken("FL-9", format!("attempt {id} ended as drained, and was to stop as {ordered:?}"));
+        }
         if end.end == End::TimedOut && job.spec.time_limit.is_none() {
             return broken("FL-2", format!("attempt {id} timed out, and has no limit"));
         }
