@@ -98,7 +98,7 @@ impl Output {
             "ready" | "succeeded" | "live" | "ok" => 32,
             "running" | "joining" | "placed" => 36,
             "draining" | "cordoned" | "drained" | "waiting" | "cancelling" | "stopping" | "silent" | "cooling"
-            | "warn" | "unknown" => 33,
+            | "disk-full" | "warn" | "unknown" => 33,
             "lost" | "failed" | "gone" | "missing" => 31,
             _ => 0,
         };

@@ -470,6 +470,10 @@ pub struct HostSample {
     pub cpu_used_milli: Option<u64>,
     /// Memory in use.
     pub memory_used_bytes: Option<u64>,
+    /// Size of the disk that keeps its attempts' output.
+    pub disk_total_bytes: Option<u64>,
+    /// What is free of it.
+    pub disk_available_bytes: Option<u64>,
     /// Thousandths of the last seconds in which some work stood still for want of CPU, memory or disk.
     pub pressure_permille: Option<u64>,
 }

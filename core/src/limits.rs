@@ -150,6 +150,12 @@ pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
 /// As above: a twentieth.
 pub const DISK_RESERVE_PART: u64 = 20;
 
+/// With less than this free on its disk a host gets nothing new, or with less than this part of it if that is less;
+/// with twice as much it does again.
+pub const HOST_DISK_FLOOR_BYTES: u64 = 128 << 20;
+/// As above: a twentieth.
+pub const HOST_DISK_FLOOR_PART: u64 = 20;
+
 /// Events that the driver applies and commits together.
 pub const BATCH_EVENTS_MAX: usize = 4_096;
 /// Events waiting for the driver.

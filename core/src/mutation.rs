@@ -70,11 +70,13 @@ pub enum Mutation {
     RecallIgnored,
     /// A later reason to stop an attempt takes the place of the first.
     StopReasonOverwritten,
+    /// A host whose disk is full goes on getting work.
+    DiskFullIgnored,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::EvictAfterFailover,
         Self::LeaseFromReceipt,
         Self::NoEpochOnResults,
@@ -106,6 +108,7 @@ impl Mutation {
         Self::StopLostWithLink,
         Self::RecallIgnored,
         Self::StopReasonOverwritten,
+        Self::DiskFullIgnored,
     ];
 }
 

@@ -7,6 +7,7 @@
 //!                                   resume: back to what it was before
 //! hold      none <-> cooling
 //! ```
+//! Beside these, a node whose disk is nearly full gets nothing new.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -69,6 +70,9 @@ pub struct NodeRecord {
     /// The rolling drain that it waits in, or drains for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rolling: Option<RollingId>,
+    /// Its disk is nearly full since then: nothing new until there is room.
+    #[serde(default)]
+    pub disk_full: Option<Timestamp>,
 }
 
 /// Do we hear of a node?
@@ -194,7 +198,13 @@ impl Node {
             stream: 0,
             lease_end: now,
             heard: now,
-            sample: HostSample { cpu_used_milli: None, memory_used_bytes: None, pressure_permille: None },
+            sample: HostSample {
+                cpu_used_milli: None,
+                memory_used_bytes: None,
+                disk_total_bytes: None,
+                disk_available_bytes: None,
+                pressure_permille: None,
+            },
             attempts: BTreeSet::new(),
             prefilled: alloc::collections::VecDeque::new(),
             allocated: Resources { cpu_milli: 0, memory_bytes: 0, disk_bytes: 0 },
@@ -211,6 +221,7 @@ impl Node {
             && matches!(self.record.liveness, Liveness::Live)
             && matches!(self.record.duty, Duty::Eligible)
             && matches!(self.record.hold, Hold::None)
+            && self.record.disk_full.is_none()
     }
 
     /// What is not taken.
@@ -242,6 +253,7 @@ impl NodeRecord {
             (Liveness::Live, Duty::Stopping { .. }, _) => "stopping",
             (Liveness::Live, Duty::Cordoned(_), _) => "cordoned",
             (Liveness::Live, Duty::Eligible, Hold::Cooling { .. }) => "cooling",
+            (Liveness::Live, Duty::Eligible, Hold::None) if self.disk_full.is_some() => "disk-full",
             (Liveness::Live, Duty::Eligible, Hold::None) => "ready",
         }
     }

@@ -70,6 +70,7 @@ pub fn fits_now(class: &Class, node: &Node) -> Result<(), Unfit> {
 
 const fn unplaceable_state(node: &Node) -> &'static str {
     match (&node.record.liveness, &node.record.duty, &node.record.hold) {
+        (Liveness::Live, Duty::Eligible, Hold::None) if node.record.disk_full.is_some() => "not ready: disk",
         (Liveness::Live, Duty::Eligible, Hold::None) => "reconnecting",
         _any => node.record.state(),
     }
@@ -219,6 +220,7 @@ mod tests {
             idle_since: None,
             drain_revision: Default::default(),
             rolling: None,
+            disk_full: None,
         };
         Node { session: Some(SessionId(1)), ..Node::new(record, Timestamp(0)) }
     }

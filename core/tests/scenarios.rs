@@ -158,7 +158,13 @@ impl World {
                 let node = self.node(first);
                 let held = self.held(&words);
                 let session = self.session(node);
-                self.apply(Event::Heartbeat { node, session, sequence: 1, sample: HostSample::default(), held })
+                let free_mib = words.named.get("free_mib").map(|free| free.parse::<u64>().expect("a number") << 20);
+                let sample = HostSample {
+                    disk_total_bytes: free_mib.map(|_| 10 << 30),
+                    disk_available_bytes: free_mib,
+                    ..HostSample::default()
+                };
+                self.apply(Event::Heartbeat { node, session, sequence: 1, sample, held })
             }
             "submit" => self.submit(&words),
             "cancel" => {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use muster_core::{
     effect::StopReason,
-    event::{DrainThen, Held, HeldPhase, Hello},
+    event::{DrainThen, Held, HeldPhase, Hello, HostSample},
     host::{Adopted, AdoptedPhase, Boottime, Host, HostEffect, HostEvent, SpawnerId, StartOrder, Verdict},
     ids::{AttemptId, HostRequestId, NodeId, PoolName, Revision, SessionId, Term},
     resources::Resources,
@@ -23,6 +23,11 @@ use crate::{
 
 /// No life of a spawner: they count from 1.
 const NO_SPAWNER: u64 = 0;
+
+/// Of each host.
+const DISK_BYTES: u64 = 1 << 30;
+/// A disk that was full has enough room again only after this.
+const DISK_SCANT: Millis = Millis::from_secs(5);
 
 /// Between two notes on disk of what one leader says.
 const SEEN_EVERY: Millis = Millis::from_secs(60);
@@ -217,6 +222,22 @@ impl SimHost {
             held,
             closed_for_drain: self.agent.as_ref().and_then(Host::closed_for).unwrap_or_default(),
             version: if self.is_old { "older" } else { "simulated" }.into(),
+        }
+    }
+
+    /// Its figures. A disk that was full has a little room at first.
+    pub fn sample(&self, now: Timestamp) -> HostSample {
+        let available = if self.disk_full > now {
+            0
+        } else if now.since(self.disk_full) < DISK_SCANT {
+            DISK_BYTES / 14
+        } else {
+            DISK_BYTES
+        };
+        HostSample {
+            disk_total_bytes: Some(DISK_BYTES),
+            disk_available_bytes: Some(available),
+            ..HostSample::default()
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{agenda::Action, setup::Fault, truth::Violation, world::World};
 #[derive(Clone, Debug)]
 pub enum Report {
     Hello(Box<Hello>, Seen),
-    Heartbeat { sequence: u64, held: Vec<Held> },
+    Heartbeat { sequence: u64, sample: HostSample, held: Vec<Held> },
     Started(AttemptId, Epoch),
     Ended(AttemptId, Epoch, Box<End>),
     GivenBack(Vec<AttemptId>),
@@ -264,9 +264,7 @@ impl World {
                 let connected = Event::NodeConnected { node, key, session, hello: *hello };
                 return self.tell_all(member, vec![Event::HostSaw { node, seen }, connected]);
             }
-            Report::Heartbeat { sequence, held } => {
-                Event::Heartbeat { node, session, sequence, sample: HostSample::default(), held }
-            }
+            Report::Heartbeat { sequence, sample, held } => Event::Heartbeat { node, session, sequence, sample, held },
             Report::Started(attempt, epoch) => Event::AttemptStarted { node, session, attempt, epoch },
             Report::Ended(attempt, epoch, end) => {
                 Event::AttemptEnded { node, session, attempt, epoch, end: *end, wall: None, detail: Vec::new() }
@@ -351,7 +349,8 @@ impl World {
         self.apply(host, HostEvent::HeartbeatSent { sequence })?;
         let Some(agent) = &self.hosts[host].agent else { return Ok(()) };
         let held = agent.held().collect();
-        self.say(host, Report::Heartbeat { sequence, held });
+        let sample = self.hosts[host].sample(self.now);
+        self.say(host, Report::Heartbeat { sequence, sample, held });
         let jitter = self.rng.between(0, 300);
         self.at(
             self.now + Millis(muster_core::limits::HEARTBEAT_INTERVAL.0 + jitter),

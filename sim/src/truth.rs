@@ -17,7 +17,7 @@ use muster_core::{
     event::Event,
     fleet::{Fleet, Output},
     host::{StartOrder, Verdict},
-    ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, RequestId, TaskIndex},
+    ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, RequestId, SessionId, TaskIndex},
     node::{Duty, Hold, Liveness},
     resources::Resources,
     spec::Delivery,
@@ -150,6 +150,10 @@ pub struct Truth {
     started_before: BTreeSet<AttemptId>,
     /// Faults of each node in a row, as far as they are surely in a row.
     faults: BTreeMap<NodeId, u32>,
+    /// What heartbeats of this batch say of full disks: by stream and number.
+    disks: BTreeMap<(SessionId, u64), bool>,
+    /// Nodes whose full disk this leader has heard of, or the one before it.
+    disk_full: BTreeSet<NodeId>,
     /// Asked back before they started.
     recalled: BTreeSet<AttemptId>,
     /// Hosts that were asked for and that no provider has said to be gone.
@@ -202,6 +206,7 @@ impl Truth {
         self.requested.retain(|(pool, host)| store.pool(pool).is_some_and(|row| row.hosts.contains_key(host)));
         // A brake may have gone with them; the next leader counts anew.
         self.brake_until = Timestamp(0);
+        self.disk_full.clear();
         self.told_of_loss = false;
     }
 
@@ -219,6 +224,7 @@ impl Truth {
     pub fn begin(&mut self, fleet: &Fleet) {
         (self.telling, self.accepting) = (false, false);
         self.going.clear();
+        self.disks.clear();
         self.knew_of_loss = fleet.meta().loss.is_some();
     }
 
@@ -234,6 +240,11 @@ impl Truth {
             }
             Event::HostGone { pool, host } | Event::HostFailed { pool, host, .. } => {
                 self.going.push((pool.clone(), *host));
+            }
+            Event::Heartbeat { session, sequence, sample, .. } => {
+                if let Some(available) = sample.disk_available_bytes {
+                    self.disks.insert((*session, *sequence), available == 0);
+                }
             }
             Event::HostSaw { seen, .. } => self.telling |= self.lost.contains(seen),
             Event::AcceptLoss { .. } => self.accepting = true,
@@ -518,6 +529,15 @@ impl Truth {
                 && fleet.meta().term.0 == store.leader.term
             {
                 self.heard.insert(*node, now);
+            }
+            if let Effect::GrantLease { node, session, sequence, .. } = effect
+                && fleet.meta().term.0 == store.leader.term
+            {
+                match self.disks.get(&(*session, *sequence)) {
+                    Some(true) => self.disk_full.insert(*node),
+                    Some(false) => self.disk_full.remove(node),
+                    None => false,
+                };
             }
         }
         Ok(())

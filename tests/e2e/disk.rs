@@ -143,9 +143,17 @@ async fn on_a_hosts_full_disk_running_work_keeps_its_end_and_lost_output_is_told
         ends.push(done.end(0));
     }
     assert_eq!(ends, [Reason::Exited(7), Reason::OutputLost(v1::Empty {}), Reason::Exited(9)]);
-    assert_eq!(fleet.client.node("full").await.expect("it is known").liveness, "live");
+    eventually("the host says that its disk is full", WAIT, async || {
+        let node = fleet.client.node("full").await.expect("it is known");
+        (node.state == "disk-full" && node.liveness == "live").then_some(())
+    })
+    .await;
+    // What comes now waits for the room, and is not tried without it.
+    let job = fleet.client.submit(fleet.script("head -c 4M /dev/zero")).await;
+    let waits = fleet.client.summary(job).await.reason;
+    assert!(waits.contains("not ready: disk"), "{waits}");
     fs::remove_file(ballast).expect("our own file");
-    let done = fleet.client.run(fleet.script("head -c 4M /dev/zero")).await;
-    assert_eq!(done.end(0), Reason::Succeeded(v1::Empty {}));
-    assert_eq!(fleet.client.output(done.summary.job, 0).await.0.len(), 4 << 20);
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
+    assert_eq!(fleet.client.output(job, 0).await.0.len(), 4 << 20);
 }

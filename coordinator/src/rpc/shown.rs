@@ -198,6 +198,9 @@ fn why(record: &NodeRecord) -> (String, String, Option<u64>) {
         (_, Duty::Drained { drain, proved } | Duty::Stopping { drain, proved }, _) => of_drain(drain, proved.0),
         (_, Duty::Eligible, Hold::Cooling { reason, .. }) => (reason.clone(), String::new(), None),
         (Liveness::Gone(at), Duty::Eligible, Hold::None) => (String::new(), String::new(), Some(at.0)),
+        (Liveness::Live, Duty::Eligible, Hold::None) if record.disk_full.is_some() => {
+            ("its disk is nearly full".to_owned(), String::new(), record.disk_full.map(|at| at.0))
+        }
         (Liveness::Joining | Liveness::Live, Duty::Eligible, Hold::None) => (String::new(), String::new(), None),
     }
 }

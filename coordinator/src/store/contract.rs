@@ -221,6 +221,7 @@ fn rows_change_go_and_are_withdrawn(open: Open<'_>) {
         idle_since: None,
         drain_revision: Default::default(),
         rolling: None,
+        disk_full: None,
     };
     let (mut first, one, two) = (job("key"), node("one"), node("two"));
     let ((kept, record), (gone, other)) = (attempt(0), attempt(1));

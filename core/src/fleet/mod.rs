@@ -6,6 +6,7 @@
 //! and no host is made for, or taken from, what placement had room for.
 
 mod attempts;
+mod disk;
 mod draining;
 mod forgetting;
 mod gauge;

@@ -340,6 +340,7 @@ impl Fleet {
             self.freed.insert(id);
             self.reindex(id);
         }
+        self.look_at_disk(id, now, out);
         self.reconcile(id, held, now, out);
         self.note_running(id, held, now, out);
         self.compare_at_heartbeat(id, held, now, out);
@@ -520,5 +521,6 @@ fn new_record(name: String, pool: PoolName, host: Option<HostRequestId>, key: [u
         idle_since: None,
         drain_revision: Revision(0),
         rolling: None,
+        disk_full: None,
     }
 }

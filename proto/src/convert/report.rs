@@ -72,6 +72,8 @@ pub fn sample(wire: Option<&v1::HostMetrics>) -> HostSample {
     wire.map_or_else(HostSample::default, |metrics| HostSample {
         cpu_used_milli: metrics.cpu_used_milli,
         memory_used_bytes: metrics.memory_used_bytes,
+        disk_total_bytes: metrics.disk_total_bytes,
+        disk_available_bytes: metrics.disk_available_bytes,
         // From hundredths of a percent to thousandths, of the resource that is shortest.
         pressure_permille: [metrics.cpu_pressure, metrics.memory_pressure, metrics.io_pressure]
             .into_iter()

@@ -129,6 +129,7 @@ impl World<'_> {
                 cpu_used_milli: Some(capacity.cpu_milli - agent.free.cpu_milli),
                 memory_used_bytes: Some(capacity.memory_bytes - agent.free.memory_bytes),
                 pressure_permille: None,
+                ..HostSample::default()
             };
             self.inbox.push(Event::Heartbeat { node: *node, session: agent.session, sequence: 1, sample, held });
         }

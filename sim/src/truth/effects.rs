@@ -75,6 +75,9 @@ impl Truth {
                 let Some(record) = fleet.node(*node) else {
                     return broken("FL-7", format!("work is sent to {node}, which is not known"));
                 };
+                if self.disk_full.contains(node) {
+                    return broken("case 16", format!("work is sent to {}, whose disk is full", record.name));
+                }
                 if record.state() != "ready" {
                     return broken("FL-7", format!("work is sent to {}, which is {}", record.name, record.state()));
                 }
