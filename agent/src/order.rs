@@ -116,6 +116,7 @@ pub fn stop_order(stop: &v1::StopAttempt) -> Checked<StopOrder> {
         epoch: convert::epoch(stop.epoch.as_ref())?,
         reason,
         grace: Millis(stop.grace_ms),
+        first: u8::try_from(stop.first_signal).ok().filter(|signal| *signal != 0),
     })
 }
 

@@ -243,6 +243,7 @@ fn an_end_that_came_while_no_agent_ran_is_reported_with_the_noted_reason() {
         epoch: Some(v1::Epoch { term: 1, attempt: 1 }),
         reason: v1::StopReason::Drained.into(),
         grace_ms: 1_000,
+        first_signal: 0,
     };
     world.coordinator.say(ToAgent::Stop(v1::StopAttempts { attempts: vec![stop] }));
     world.spawner.expect("a stop", |request| match request {

@@ -501,9 +501,12 @@ pub struct JobOptions {
     /// How often a task may start.
     #[arg(long, value_enum)]
     pub delivery: Option<crate::template::Delivery>,
-    /// What a drain does to it: finish (default) or requeue.
+    /// What a drain does to it: finish (default), requeue or checkpoint.
     #[arg(long, value_enum)]
     pub on_drain: Option<crate::template::OnDrain>,
+    /// The signal that asks it to save, with `--on-drain checkpoint`. Default USR1.
+    #[arg(long, value_name = "SIGNAL", value_parser = units::signal)]
+    pub checkpoint_signal: Option<u8>,
     /// Idempotency key: asking twice with the same key makes one job.
     #[arg(long)]
     pub key: Option<String>,

@@ -76,6 +76,8 @@ choice! {
         Finish => Finish,
         /// It is ended and placed elsewhere.
         Requeue => Requeue,
+        /// It is asked to save by its checkpoint signal, then ended and placed elsewhere.
+        Checkpoint => Checkpoint,
     }
 }
 
@@ -116,6 +118,7 @@ struct JobFile {
     best_effort: bool,
     delivery: Option<Delivery>,
     on_drain: Option<OnDrain>,
+    checkpoint_signal: Option<String>,
     key: Option<String>,
 }
 
@@ -231,6 +234,7 @@ impl Draft {
                 best_effort: file.best_effort,
                 delivery: file.delivery,
                 on_drain: file.on_drain,
+                checkpoint_signal: file.checkpoint_signal.as_deref().map(units::signal).transpose()?,
                 key: file.key,
             },
         })
@@ -273,6 +277,7 @@ impl Draft {
             best_effort: old.best_effort || options.best_effort,
             delivery: options.delivery.or(old.delivery),
             on_drain: options.on_drain.or(old.on_drain),
+            checkpoint_signal: options.checkpoint_signal.or(old.checkpoint_signal),
             key: options.key.or(old.key),
         };
     }
@@ -314,6 +319,7 @@ impl Draft {
             tasks,
             // The coordinator's to set, from the template.
             first_index: 0,
+            checkpoint_signal: options.checkpoint_signal.unwrap_or(0).into(),
         };
         Ok(v1::JobTemplate {
             name: options.name.clone().unwrap_or_else(|| self.default_name()),

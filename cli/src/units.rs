@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use muster_core::spec::CHECKPOINT_SIGNALS;
+
 /// Bytes: `512`, `256K`, `256M`, `1.5G`, `2T`. K, M, G, T count by 1,024
 /// (also written Ki or KiB); KB, MB, GB, TB count by 1,000.
 pub fn size(text: &str) -> Result<u64, String> {
@@ -133,6 +135,16 @@ pub fn part(text: &str) -> Result<Part, String> {
     read.ok_or_else(|| String::from("write a number like 10, or a part like 10%; at least 1"))
 }
 
+/// `USR1` or `SIGUSR1`: a signal that may ask a job to save, as Linux's number.
+pub fn signal(text: &str) -> Result<u8, String> {
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let known = CHECKPOINT_SIGNALS.iter().find(|(known, _)| *known == name);
+    known.map(|(_, number)| *number).ok_or_else(|| {
+        let names: Vec<&str> = CHECKPOINT_SIGNALS.iter().map(|(name, _)| *name).collect();
+        format!("there is no signal {text:?} to save by; there are {}", names.join(", "))
+    })
+}
+
 /// `r3`, or `3`: a rolling drain.
 pub fn rolling(text: &str) -> Result<u64, String> {
     let digits = text.strip_prefix('r').unwrap_or(text);
@@ -151,6 +163,7 @@ mod tests {
         for wrong in ["0", "0%", "101%", "-1", "ten", ""] {
             assert!(part(wrong).is_err(), "{wrong}");
         }
+        assert_eq!((signal("USR1"), signal("SIGTERM"), signal("KILL").is_err()), (Ok(10), Ok(15), true));
         assert_eq!((rolling("r3"), rolling("3"), rolling("x3").is_err()), (Ok(3), Ok(3), true));
     }
 

@@ -482,6 +482,7 @@ impl Driver {
             | Effect::Stop { .. }
             | Effect::Acknowledge { .. }
             | Effect::Recall { .. }
+            | Effect::NoticeDrain { .. }
             | Effect::AskDrained { .. }
             | Effect::Release { .. }
             | Effect::Reopen { .. }

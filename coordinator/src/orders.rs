@@ -1,7 +1,7 @@
 //! What goes to a node's stream or a provider, from the core's effects.
 
 use muster_core::{
-    effect::{Effect, StopOrder},
+    effect::{DrainNotice, Effect, StopOrder},
     ids::{AttemptId, Epoch, HostRequestId, NodeId, PoolName, SessionId},
     limits,
     policy::HostTemplate,
@@ -55,7 +55,7 @@ pub fn order_of(effect: Effect, told: Seen, seal: &Seal) -> Option<(SessionId, O
     Some(match effect {
         Effect::Start { session, attempts, .. } => (session, Order::Start(attempts)),
         Effect::CloseSession { session, reason, .. } => (session, Order::Close(reason)),
-        Effect::Welcome { node, session, incarnation, unknown } => {
+        Effect::Welcome { node, session, incarnation, unknown, drain } => {
             let welcome = v1::Welcome {
                 node: node.0,
                 incarnation: incarnation.0,
@@ -64,6 +64,7 @@ pub fn order_of(effect: Effect, told: Seen, seal: &Seal) -> Option<(SessionId, O
                 unknown: ids(unknown),
                 // At most a quarter of a lease, so that all are back before any lease runs out.
                 reconnect_spread_ms: milliseconds(limits::LEASE_MIN.percent(25).0),
+                drain: drain.map(notice_to_wire),
             };
             (session, Order::Message(Message::Welcome(welcome)))
         }
@@ -86,6 +87,9 @@ pub fn order_of(effect: Effect, told: Seen, seal: &Seal) -> Option<(SessionId, O
             (session, Order::Message(Message::Stored(v1::ReportsStored { attempts: ids(attempts) })))
         }
         Effect::Recall { session, count, .. } => (session, Order::Message(Message::Recall(v1::Recall { count }))),
+        Effect::NoticeDrain { session, notice, .. } => {
+            (session, Order::Message(Message::DrainNotice(notice_to_wire(notice))))
+        }
         Effect::AskDrained { session, revision, refusable, .. } => {
             (session, Order::Message(Message::AskDrained(v1::AskDrained { revision: revision.0, refusable })))
         }
@@ -110,5 +114,10 @@ fn stop_to_wire(order: StopOrder) -> v1::StopAttempt {
         epoch: Some(order.epoch.into()),
         reason: convert::stop_to_wire(order.reason).into(),
         grace_ms: order.grace.0,
+        first_signal: order.first.unwrap_or(0).into(),
     }
+}
+
+fn notice_to_wire(notice: DrainNotice) -> v1::DrainNotice {
+    v1::DrainNotice { within_ms: notice.within.map(|within| within.0) }
 }

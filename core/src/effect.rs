@@ -44,6 +44,8 @@ pub enum Effect {
         incarnation: Incarnation,
         /// Held there, not known or ended here: to be ended there.
         unknown: Vec<AttemptId>,
+        /// Of the drain in force; none: it does not drain.
+        drain: Option<DrainNotice>,
     },
     /// Answer a heartbeat: extend the lease.
     GrantLease {
@@ -93,6 +95,15 @@ pub enum Effect {
         session: SessionId,
         /// At most this many.
         count: u32,
+    },
+    /// Its jobs may know that it drains, and until when they have.
+    NoticeDrain {
+        /// The node.
+        node: NodeId,
+        /// Its stream.
+        session: SessionId,
+        /// What they are told.
+        notice: DrainNotice,
     },
     /// Ask for the proof that nothing is left.
     AskDrained {
@@ -221,6 +232,15 @@ pub struct StopOrder {
     pub reason: StopReason,
     /// SIGTERM, this long, then the whole group; zero: at once.
     pub grace: Millis,
+    /// Before that this signal, and as long a grace to save.
+    pub first: Option<u8>,
+}
+
+/// What jobs of a node are told of its drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainNotice {
+    /// What is left then is ended; none: there is no deadline.
+    pub within: Option<Millis>,
 }
 
 /// Why an attempt is being ended.

@@ -24,7 +24,7 @@ use crate::{
     limits,
     mutation::{self, Mutation},
     range_set::RangeSet,
-    spec::{Delivery, JobSpec},
+    spec::{Delivery, JobSpec, OnDrain},
     time::{Millis, Timestamp},
 };
 
@@ -310,6 +310,7 @@ impl JobRecord {
         }
         let retries = self.spec.retries;
         let once = self.spec.delivery == Delivery::AtMostOnce;
+        let may_save = matches!(self.spec.on_drain, OnDrain::Checkpoint { .. });
         let mut tally = self.tallies.get(&task).cloned().unwrap_or_default();
         if ending.had_started && ending.end.takes_the_host_along() {
             tally.brought_down.insert(ending.node);
@@ -325,6 +326,8 @@ impl JobRecord {
                 (&mut tally.failed, retries.failed, Some(Next::Waiting))
             }
             Blame::Node => (&mut tally.lost, retries.lost, Some(Next::Waiting)),
+            // What it has saved is not lost, and who drains decides how often: that is no try of its.
+            Blame::Operator if *ending.end == End::Drained && may_save => return Next::Waiting,
             Blame::Operator => (&mut tally.drained, retries.drained, Some(Next::Waiting)),
         };
         if *used >= budget {

@@ -36,7 +36,16 @@ pub enum OnDrain {
     Finish,
     /// SIGTERM, grace, and the task is placed elsewhere.
     Requeue,
+    /// Its own signal and its grace to save what it has done; then as [`Self::Requeue`], at no budget.
+    Checkpoint {
+        /// The signal's number, one of [`CHECKPOINT_SIGNALS`].
+        signal: u8,
+    },
 }
+
+/// Signals that may ask a job to save, by name and Linux's number; the first is what is not said.
+pub const CHECKPOINT_SIGNALS: [(&str, u8); 7] =
+    [("USR1", 10), ("USR2", 12), ("TERM", 15), ("INT", 2), ("HUP", 1), ("QUIT", 3), ("CONT", 18)];
 
 /// Retries by cause: one cause never uses up another's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -379,9 +379,14 @@ impl World {
                 "exclusive" => Delivery::Exclusive,
                 _default => Delivery::AtLeastOnce,
             },
-            on_drain: if words.text("on_drain", "") == "requeue" { OnDrain::Requeue } else { OnDrain::Finish },
+            on_drain: match words.text("on_drain", "").as_str() {
+                "requeue" => OnDrain::Requeue,
+                "checkpoint" => OnDrain::Checkpoint { signal: 10 },
+                _finish => OnDrain::Finish,
+            },
             retries: Retries {
                 failed: u32::try_from(words.number("retries", 0)).expect("retries"),
+                drained: u32::try_from(words.number("drains", 16)).expect("retries"),
                 ..Retries::default()
             },
             time_limit: None,
@@ -475,14 +480,20 @@ fn effect(effect: &Effect) -> String {
             format!("{node} <- start {}", list(&attempts.iter().map(|(id, _)| *id).collect::<Vec<_>>()))
         }
         Effect::Stop { node, attempts, .. } => {
-            let orders: Vec<String> =
-                attempts.iter().map(|order| format!("{}({})", order.attempt, reason(order.reason))).collect();
+            let orders: Vec<String> = attempts
+                .iter()
+                .map(|order| format!("{}({}{})", order.attempt, reason(order.reason), asked(order.first)))
+                .collect();
             format!("{node} <- stop {}", orders.join(" "))
         }
         Effect::Acknowledge { node, attempts, .. } => format!("{node} <- stored {}", list(attempts)),
         Effect::Recall { node, count, .. } => {
             format!("{node} <- recall {}", if *count == u32::MAX { "all".to_owned() } else { count.to_string() })
         }
+        Effect::NoticeDrain { node, notice, .. } => match notice.within {
+            Some(within) => format!("{node} <- notice: drained within {within}"),
+            None => format!("{node} <- notice: drained, no deadline"),
+        },
         Effect::AskDrained { node, revision, refusable, .. } => {
             format!("{node} <- ask_drained revision={}{}", revision.0, if *refusable { " refusable" } else { "" })
         }
@@ -494,6 +505,10 @@ fn effect(effect: &Effect) -> String {
         Effect::CreateHost { pool, host, .. } => format!("provider: create host {} for {pool}", host.0),
         Effect::DeleteHost { pool, host, .. } => format!("provider: delete host {} of {pool}", host.0),
     }
+}
+
+fn asked(first: Option<u8>) -> String {
+    first.map(|signal| format!(", first signal {signal}")).unwrap_or_default()
 }
 
 fn reason(reason: StopReason) -> &'static str {

@@ -53,6 +53,7 @@ fn body() -> v1::JobBody {
         without: vec!["limits.io".into()],
         delivery: v1::Delivery::Exclusive.into(),
         on_drain: v1::OnDrain::Finish.into(),
+        checkpoint_signal: 0,
         time_limit_ms: 60_000,
         grace_ms: 1_000,
         output_limit_bytes: 1 << 20,
@@ -138,6 +139,7 @@ fn coordinator_messages() -> BTreeMap<&'static str, v1::CoordinatorMessage> {
         epoch: Some(EPOCH),
         reason: v1::StopReason::Drained.into(),
         grace_ms: 1_000,
+        first_signal: 0,
     };
     BTreeMap::from([
         (
@@ -149,6 +151,7 @@ fn coordinator_messages() -> BTreeMap<&'static str, v1::CoordinatorMessage> {
                 heartbeat_interval_ms: 3_000,
                 unknown: vec![attempt(1)],
                 reconnect_spread_ms: 3_750,
+                drain: None,
             })),
         ),
         (

@@ -201,7 +201,11 @@ impl World {
             fences: BTreeSet::new(),
             constraints: BTreeMap::new(),
             delivery,
-            on_drain: if self.rng.chance(500) { OnDrain::Requeue } else { OnDrain::Finish },
+            on_drain: match self.rng.between(0, 10) {
+                0..=3 => OnDrain::Requeue,
+                4 => OnDrain::Checkpoint { signal: 10 },
+                _most => OnDrain::Finish,
+            },
             retries: Retries {
                 failed: u32::try_from(self.rng.between(0, 3)).unwrap_or(0),
                 lost: if self.rng.chance(500) { 3 } else { 1 },

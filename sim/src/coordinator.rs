@@ -517,6 +517,7 @@ impl World {
             | Effect::Stop { .. }
             | Effect::Acknowledge { .. }
             | Effect::Recall { .. }
+            | Effect::NoticeDrain { .. }
             | Effect::AskDrained { .. }
             | Effect::Release { .. }
             | Effect::Reopen { .. }

@@ -414,7 +414,8 @@ impl World {
                 let at = self.socket(host);
                 self.at(at, Action::Spawn { host, spawner, order });
             }
-            HostEffect::Stop { attempt, reason, grace } => {
+            // A job here saves nothing: its grace is as long, and it ends when it likes.
+            HostEffect::Stop { attempt, reason, grace, first: _ } => {
                 if spawner != NO_SPAWNER {
                     self.hosts[host].told_to_stop.insert(attempt);
                 }

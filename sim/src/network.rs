@@ -439,7 +439,11 @@ impl World {
                 let is_unknown = known.is_none_or(|row| matches!(row.liveness, Liveness::Gone(_)) || is_other(row));
                 (session, Message::Close { is_unknown })
             }
-            Effect::Reply { .. } | Effect::CreateHost { .. } | Effect::DeleteHost { .. } => return None,
+            // Only jobs care for it.
+            Effect::NoticeDrain { .. }
+            | Effect::Reply { .. }
+            | Effect::CreateHost { .. }
+            | Effect::DeleteHost { .. } => return None,
         })
     }
 }

@@ -133,6 +133,108 @@ async fn a_stopped_node_leaves_nothing_on_its_host() {
     assert!(!host::muster_cgroups().contains(&own), "its cgroup is gone");
 }
 
+fn on_drain(mut template: v1::JobTemplate, on_drain: v1::OnDrain, grace_ms: u64) -> v1::JobTemplate {
+    let body = template.body.as_mut().expect("a body");
+    (body.on_drain, body.grace_ms) = (on_drain.into(), grace_ms);
+    template
+}
+
+async fn stdout_has(fleet: &Fleet, job: u64, wanted: &str) -> String {
+    eventually(&format!("the job says {wanted}"), WAIT, async || {
+        let text = String::from_utf8_lossy(&fleet.client.output(job, 0).await.0).into_owned();
+        text.contains(wanted).then_some(text)
+    })
+    .await
+}
+
+/// What the job's file says of a drain, each time that it changes.
+const TELLS_OF_DRAINS: &str = "echo at $MUSTER_DRAIN_FILE; last=x; while :; do \
+     if [ -e \"$MUSTER_DRAIN_FILE\" ]; then now=$(cat \"$MUSTER_DRAIN_FILE\"); else now=no; fi; \
+     [ \"$now\" = \"$last\" ] || echo \"drain: $now.\"; last=$now; sleep 0.1; done";
+
+#[tokio::test]
+async fn a_job_can_read_until_when_its_node_drains() {
+    let mut fleet = Fleet::with_node().await;
+    let job = fleet.client.submit(fleet.script(TELLS_OF_DRAINS)).await;
+    stdout_has(&fleet, job, "drain: no.").await;
+    fleet.drain("n1", None, "nothing").await;
+    stdout_has(&fleet, job, "drain: none.").await;
+    // A deadline that comes later is told as well; by this host's own clock.
+    let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    fleet.drain("n1", Some(Duration::from_secs(3_600)), "nothing").await;
+    let deadline = eventually("the deadline is told", WAIT, async || {
+        let text = String::from_utf8_lossy(&fleet.client.output(job, 0).await.0).into_owned();
+        let last = text.lines().rev().find_map(|line| line.strip_prefix("drain: ")?.strip_suffix('.')?.parse().ok());
+        last.filter(|at: &u64| *at > 0)
+    })
+    .await;
+    let within = deadline.checked_sub(before).expect("it is to come");
+    assert!((3_590..=3_660).contains(&within), "an hour from now: {within} s");
+    // The agent is started again, and so is the coordinator: it stands until the drain is off.
+    fleet.node("n1").agent.as_mut().expect("an agent").kill9();
+    fleet.kill_coordinator();
+    fleet.start_coordinator().await;
+    fleet.start_agent("n1");
+    fleet.client.node_in("n1", "draining").await;
+    resume(&fleet, "n1").await;
+    let text = eventually("it is off", WAIT, async || {
+        let text = String::from_utf8_lossy(&fleet.client.output(job, 0).await.0).into_owned();
+        (text.matches("drain: no.").count() == 2).then_some(text)
+    })
+    .await;
+    assert!(text.starts_with("at /run/muster/drain\n") || !text.contains("/run/muster"), "{text}");
+    assert_eq!(text.matches("drain: no.").count(), 2, "not for a moment in between: {text}");
+}
+
+#[tokio::test]
+async fn a_job_that_saves_is_asked_first_and_waits_again_at_no_budget() {
+    let mut fleet = Fleet::with_node().await;
+    let script = "[ \"${MUSTER_EPOCH#*.}\" = 1 ] || { echo again; exit 0; }; \
+         trap 'echo saved; exit 0' USR1; trap 'echo not by TERM' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut template = on_drain(fleet.script(script), v1::OnDrain::Checkpoint, 30_000);
+    template.retries = Some(v1::RetryPolicy { failed: Some(0), lost: Some(0), drained: Some(0) });
+    let job = fleet.client.submit(template).await;
+    stdout_has(&fleet, job, "ready").await;
+    let answer = fleet.drain("n1", Some(Duration::from_secs(600)), "nothing").await;
+    assert_eq!(answer.blockers[0].on_drain(), v1::OnDrain::Checkpoint);
+    assert!(!answer.blockers[0].ended_by_deadline);
+    fleet.client.node_in("n1", "drained").await;
+    assert_eq!(fleet.client.output(job, 0).await.0, b"ready\nsaved\n");
+    fleet.add_node("n2", &NodeOptions::default()).await;
+    let done = fleet.client.finished(job, WAIT).await;
+    let attempts = &done.tasks[0].attempts;
+    assert_eq!(attempts[0].end.clone().and_then(|end| end.reason), Some(Reason::Drained(v1::Empty {})));
+    assert_eq!(
+        (attempts.len(), done.end(0)),
+        (2, Reason::Succeeded(v1::Empty {})),
+        "it had no retry for it, and needed none"
+    );
+}
+
+#[tokio::test]
+async fn a_job_that_saves_and_goes_on_is_told_to_end_then() {
+    let fleet = Fleet::with_node().await;
+    let script = "trap 'echo saved' USR1; trap 'echo ends; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+    let job = fleet.client.submit(on_drain(fleet.script(script), v1::OnDrain::Checkpoint, 1_000)).await;
+    stdout_has(&fleet, job, "ready").await;
+    fleet.drain("n1", None, "nothing").await;
+    fleet.client.node_in("n1", "drained").await;
+    assert_eq!(fleet.client.output(job, 0).await.0, b"ready\nsaved\nends\n", "once each, in this order");
+    let tasks = fleet.client.tasks(job).await;
+    assert_eq!(tasks[0].attempts[0].end.clone().and_then(|end| end.reason), Some(Reason::Drained(v1::Empty {})));
+}
+
+#[tokio::test]
+async fn at_the_deadline_a_job_that_saves_has_no_more_time() {
+    let fleet = Fleet::with_node().await;
+    let script = "trap 'echo saving' USR1; trap 'echo ends; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+    let job = fleet.client.submit(on_drain(fleet.script(script), v1::OnDrain::Checkpoint, 600_000)).await;
+    stdout_has(&fleet, job, "ready").await;
+    fleet.drain("n1", Some(Duration::from_secs(3)), "nothing").await;
+    fleet.client.node_in("n1", "drained").await;
+    assert_eq!(fleet.client.output(job, 0).await.0, b"ready\nsaving\nends\n");
+}
+
 /// What a spawner has told the service manager so far.
 fn told(manager: &std::os::unix::net::UnixDatagram) -> String {
     let mut all = String::new();

@@ -385,7 +385,7 @@ impl Agent {
                 self.tell(out, HostEvent::ReopenOrdered { revision: Revision(reopen.revision) }).await
             }
             // A crowd has no host to leave.
-            From::Welcome(_) | From::Release(_) => Ok(()),
+            From::Welcome(_) | From::DrainNotice(_) | From::Release(_) => Ok(()),
         }
     }
 

@@ -300,6 +300,7 @@ impl Fleet {
             network: v1::Network::None.into(),
             delivery: v1::Delivery::AtLeastOnce.into(),
             on_drain: v1::OnDrain::Finish.into(),
+            checkpoint_signal: 0,
             without: self.lacking(),
             grace_ms: 1_000,
             ..Default::default()

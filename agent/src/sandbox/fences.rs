@@ -260,8 +260,9 @@ impl Fences {
         let all = user | libc::CLONE_NEWNS | libc::CLONE_NEWPID;
         let roots = |proc: mounts::Proc| {
             let (root, image) = (root.to_owned(), image.to_owned());
-            let whole =
-                move || mounts::assemble(&root, &image, Some(proc)).and_then(|()| mounts::mount_private(1 << 20, None));
+            let whole = move || {
+                mounts::assemble(&root, &image, None, Some(proc)).and_then(|()| mounts::mount_private(1 << 20, None))
+            };
             try_child(all, move || i32::from(whole().is_err()))
         };
         fences.note(Fence::RootReadonly, roots(mounts::Proc::Whole));

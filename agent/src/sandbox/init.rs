@@ -58,6 +58,8 @@ pub struct Blueprint<'a> {
     pub root: &'a CStr,
     /// Of whose folders.
     pub image: &'a std::path::Path,
+    /// What the host tells its jobs.
+    pub told: &'a std::path::Path,
     /// Bytes of the private folders.
     pub disk_bytes: u64,
     /// The working folder of a job that keeps the host's file system.
@@ -247,7 +249,8 @@ fn mount_what_it_sees(blueprint: &Blueprint<'_>) -> Result<OwnedFd, Failure> {
     }
     let proc = if fences.has(Fence::ProcSubset) { mounts::Proc::OwnOnly } else { mounts::Proc::Whole };
     if blueprint.template.is_none() {
-        mounts::assemble(blueprint.root, blueprint.image, Some(proc)).map_err(Failure::at(Step::MountRoot))?;
+        mounts::assemble(blueprint.root, blueprint.image, Some(blueprint.told), Some(proc))
+            .map_err(Failure::at(Step::MountRoot))?;
     } else {
         mounts::mount_proc(c"/proc", proc).map_err(Failure::at(Step::MountProc))?;
     }

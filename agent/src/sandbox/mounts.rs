@@ -51,13 +51,13 @@ impl Template {
     ///
     /// # Errors
     /// The child could not assemble it.
-    pub fn build(root: &CStr, image: &Path) -> io::Result<Self> {
+    pub fn build(root: &CStr, image: &Path, told: &Path) -> io::Result<Self> {
         let (ours, theirs) = crate::spawner::socket::pair()?;
         // SAFETY: the spawner has one thread; the child leaves by exit_now.
         match unsafe { sys::clone_process(libc::CLONE_NEWNS, None) }? {
             Cloned::Child => {
                 drop(ours);
-                let errno = assemble(root, image, None).err().map_or(0, |errno| errno as i32);
+                let errno = assemble(root, image, Some(told), None).err().map_or(0, |errno| errno as i32);
                 let _told = nix::unistd::write(&theirs, &errno.to_ne_bytes());
                 // Until the parent has opened our namespace, or is gone.
                 let _closed = nix::unistd::read(&theirs, &mut [0; 4]);
@@ -89,12 +89,13 @@ fn c(text: impl Into<Vec<u8>>) -> CString {
 }
 
 /// Assembles the common half at `root`, of the folders of `image` (`/`: the host's own), and enters it.
+/// `told`: what is shown as /run/muster.
 /// Private folders are empty mount points yet. `proc`: mounted too, which in a user namespace must be while the
 /// host's own is still in sight.
 ///
 /// # Errors
 /// As the first call that failed.
-pub fn assemble(root: &CStr, image: &Path, proc: Option<Proc>) -> Result<(), Errno> {
+pub fn assemble(root: &CStr, image: &Path, told: Option<&Path>, proc: Option<Proc>) -> Result<(), Errno> {
     // Nothing that is mounted here from now on reaches the host.
     sys::mount(c"none", c"/", c"", libc::MS_REC | libc::MS_PRIVATE, c"")?;
     sys::mount(c"tmpfs", root, c"tmpfs", libc::MS_NOSUID | libc::MS_NODEV, c"size=1m,nr_inodes=256,mode=755")?;
@@ -106,6 +107,12 @@ pub fn assemble(root: &CStr, image: &Path, proc: Option<Proc>) -> Result<(), Err
         sys::make_folder(&at(folder), 0o755)?;
     }
     link("/tmp", &at("var/tmp"))?;
+    if let Some(told) = told {
+        let target = at("run/muster");
+        sys::make_folder(&target, 0o755)?;
+        sys::mount(&c(told.as_os_str().as_bytes()), &target, c"", libc::MS_BIND, c"")?;
+        sys::mount_set(&target, READ_ONLY | NOSUID | NODEV | NOEXEC, false)?;
+    }
     make_devices(&at)?;
     if let Some(proc) = proc {
         mount_proc(&at("proc"), proc)?;

@@ -17,6 +17,8 @@ use crate::spawner::protocol::{self, Input, Start};
 pub const GO: u8 = b'G';
 /// SIGTERM to the job's process group.
 pub const TERMINATE: u8 = b'T';
+/// The signal whose number follows in this packet, to the job's process group.
+pub const SIGNAL: u8 = b'S';
 /// An order follows in this packet.
 pub const RUN: u8 = b'O';
 /// An order is in the memfd that is the first descriptor beside this packet.

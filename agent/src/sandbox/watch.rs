@@ -120,6 +120,12 @@ impl<'a> Watch<'a> {
         signal_group(self.job, libc::SIGTERM);
     }
 
+    /// Its end is ordered from here on, whatever it makes of the signal.
+    fn ask_to_save(&mut self, signal: c_int) {
+        self.told = true;
+        signal_group(self.job, signal);
+    }
+
     /// True: time to go, and to take all else along.
     fn meet_deadlines(&mut self) -> bool {
         let now = sys::boottime_us();
@@ -154,7 +160,8 @@ pub fn until_over(mut watch: Watch<'_>) -> Over {
         }
         if control {
             match read_order(watch.control) {
-                Some(order::TERMINATE) => watch.terminate(),
+                Some([order::TERMINATE, _]) => watch.terminate(),
+                Some([order::SIGNAL, signal]) => watch.ask_to_save(signal.into()),
                 Some(_) => {}
                 None => return Over::Spawner,
             }
@@ -181,12 +188,12 @@ fn signal_group(job: i32, signal: c_int) {
     unsafe { libc::kill(-job, signal) };
 }
 
-/// One byte; none at the other side's end.
-fn read_order(control: BorrowedFd<'_>) -> Option<u8> {
-    let mut order = [0u8; 1];
+/// One packet of a byte, or of a byte and its argument; none at the other side's end.
+fn read_order(control: BorrowedFd<'_>) -> Option<[u8; 2]> {
+    let mut order = [0u8; 2];
     loop {
         match nix::unistd::read(control, &mut order) {
-            Ok(1) => return Some(order[0]),
+            Ok(1 | 2) => return Some(order),
             Err(Errno::EINTR) => {}
             Ok(_) | Err(_) => return None,
         }

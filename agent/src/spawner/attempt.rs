@@ -69,6 +69,8 @@ pub struct Live {
     pub ending: Option<Reason>,
     /// The kill follows then, in microseconds of CLOCK_BOOTTIME.
     pub kill_at_us: Option<u64>,
+    /// Asked to save, it gets SIGTERM then.
+    pub term_at_us: Option<u64>,
     /// It was killed and is looked at again then: what does not empty is killed again, and told.
     pub look_again_at_us: Option<u64>,
     /// The init is reaped; its cgroup may not be empty yet.
@@ -109,7 +111,7 @@ impl Attempt {
             (1.., Some(started), None) => Some(started.saturating_add(self.time_limit_ms.saturating_mul(1_000))),
             _ => None,
         };
-        [limit, live.kill_at_us, live.look_again_at_us].into_iter().flatten().min()
+        [limit, live.kill_at_us, live.term_at_us, live.look_again_at_us].into_iter().flatten().min()
     }
 
     /// Everything of it is gone: the verdict, and where the counters of its sandbox are now. `reaped` is of all that

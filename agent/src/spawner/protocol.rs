@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised when either side would misread the other.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// One packet. A larger [`Start`] travels in a sealed memfd.
 pub const PACKET_BYTES_MAX: usize = 128 << 10;
 /// A [`Start`] in a memfd.
@@ -90,6 +90,23 @@ pub enum Request {
     /// After [`Event::Leaving`]: the coordinator has taken the proof that this host is drained. Changes nothing
     /// but how soon a spawner that holds nothing ends.
     Drained,
+    /// As `Stop`, but first this signal, and as long a grace to save.
+    /// Nothing changes for an attempt that is being ended already.
+    Checkpoint {
+        /// The attempt.
+        attempt: AttemptKey,
+        /// One of those that a job may be asked by.
+        signal: u8,
+        /// Milliseconds, twice.
+        grace_ms: u64,
+    },
+    /// This host drains: jobs find it in the file that their environment names.
+    NoticeDrain {
+        /// Seconds of the Unix clock; none: there is no deadline.
+        deadline_unix_s: Option<u64>,
+    },
+    /// It does not.
+    NoticeNoDrain,
 }
 
 /// All that a start needs.

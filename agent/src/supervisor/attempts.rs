@@ -262,7 +262,7 @@ impl Supervisor {
         self.tell(HostEvent::Ended { attempt, verdict: Verdict::Own(end) });
     }
 
-    pub(super) fn stop(&mut self, attempt: AttemptId, reason: StopReason, grace_ms: u64) {
+    pub(super) fn stop(&mut self, attempt: AttemptId, reason: StopReason, grace_ms: u64, first: Option<u8>) {
         let Some(job) = self.jobs.get_mut(&attempt) else { return };
         tracing::debug!(%attempt, reason = word_of(reason), "stopping");
         if !matches!(job.handover, Handover::Done) {
@@ -278,7 +278,10 @@ impl Supervisor {
             // Only an agent that restarts before the end would miss it.
             tracing::warn!("{}", chain(&error));
         }
-        self.ask_spawner(&Request::Stop { attempt: key, grace_ms });
+        self.ask_spawner(&match first {
+            Some(signal) => Request::Checkpoint { attempt: key, signal, grace_ms },
+            None => Request::Stop { attempt: key, grace_ms },
+        });
     }
 
     pub(super) fn begin_sealing(&mut self, attempt: AttemptId) {

@@ -13,7 +13,7 @@ use std::{
     io,
     pin::pin,
     rc::Rc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use muster_core::{
@@ -124,6 +124,8 @@ pub struct Supervisor {
     spawner_id: Option<[u8; 16]>,
     /// The host's own system stops this node, and what runs then is ended.
     leaving_at: Option<Instant>,
+    /// What jobs are told of a drain, and until when by the Unix clock; none: there is none.
+    drain: Option<Option<u64>>,
 }
 
 /// What the spawner said of this host.
@@ -191,6 +193,7 @@ impl Supervisor {
             outcome: None,
             spawner_id: None,
             leaving_at: None,
+            drain: None,
         })
     }
 
@@ -293,7 +296,7 @@ impl Supervisor {
     fn carry_out(&mut self, effect: HostEffect) {
         match effect {
             HostEffect::Start { attempt } => self.start(attempt),
-            HostEffect::Stop { attempt, reason, grace } => self.stop(attempt, reason, grace.0),
+            HostEffect::Stop { attempt, reason, grace, first } => self.stop(attempt, reason, grace.0, first),
             HostEffect::Seal { attempt } => self.begin_sealing(attempt),
             HostEffect::ReportStarted { attempt, epoch } => self.report_started(attempt, epoch),
             HostEffect::ReportEnded { attempt, epoch, end } => self.report_ended(attempt, epoch, &end),
@@ -347,6 +350,24 @@ impl Supervisor {
         let within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         let reason = String::from("its own system stops it");
         self.say(v1::agent_message::Message::StopNotice(v1::StopNotice { reason, within_ms: Some(within_ms) }));
+    }
+
+    /// Jobs may know that this host drains. The deadline is told as a span, and is one of this host's own clock here.
+    pub(super) fn note_drain(&mut self, notice: Option<v1::DrainNotice>) {
+        let deadline = |within_ms: u64| {
+            let at = SystemTime::now().checked_add(Duration::from_millis(within_ms))?;
+            at.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+        };
+        self.drain = notice.map(|notice| notice.within_ms.and_then(deadline));
+        self.tell_drain();
+    }
+
+    /// Also to a spawner that is new, or comes back.
+    fn tell_drain(&mut self) {
+        self.ask_spawner(&match self.drain {
+            Some(deadline_unix_s) => Request::NoticeDrain { deadline_unix_s },
+            None => Request::NoticeNoDrain,
+        });
     }
 
     fn release(&mut self, then: DrainThen) {
@@ -452,6 +473,9 @@ impl Supervisor {
                 Err(error) => self.outcome = Some(Err(error.into())),
             }
             self.connect_at = Some(Instant::now());
+        }
+        if self.drain.is_some() {
+            self.tell_drain();
         }
         let changed = self.facts.replace(facts.clone()).is_none_or(|before| before != facts);
         self.take_over(greeting);

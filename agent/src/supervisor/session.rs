@@ -148,6 +148,7 @@ impl Supervisor {
         self.reconnect = Reconnect::within(Duration::from_millis(welcome.reconnect_spread_ms.into()));
         let interval = Duration::from_millis(welcome.heartbeat_interval_ms.into()).clamp(INTERVAL_MIN, INTERVAL_MAX);
         let (term, unknown) = (Term(welcome.term), attempts_of(&welcome.unknown));
+        let drain = welcome.drain;
         // Nobody has it open: a closed receiver only means that nothing waits for it.
         self.channel.send_replace(Some(session.channel));
         self.live = Some(Live {
@@ -158,6 +159,7 @@ impl Supervisor {
             sequence: 0,
             heard: Instant::now(),
         });
+        self.note_drain(drain);
         self.tell(HostEvent::Connected { term, unknown });
         self.settle();
         self.say_leaving();
@@ -290,7 +292,11 @@ impl Supervisor {
                     v1::release::Then::Delete => DrainThen::Delete,
                 },
             }),
-            Message::Reopen(reopen) => self.tell(HostEvent::ReopenOrdered { revision: Revision(reopen.revision) }),
+            Message::Reopen(reopen) => {
+                self.note_drain(None);
+                self.tell(HostEvent::ReopenOrdered { revision: Revision(reopen.revision) });
+            }
+            Message::DrainNotice(notice) => self.note_drain(Some(notice)),
         }
     }
 

@@ -222,6 +222,7 @@ impl Agent for Service {
             heartbeat_interval_ms: HEARTBEAT_MS,
             unknown: vec![],
             reconnect_spread_ms: 100,
+            drain: None,
         };
         sender.send(Ok(v1::CoordinatorMessage { message: Some(ToAgent::Welcome(welcome)) })).await.unwrap();
         *self.0.session.lock().unwrap() = Some(sender.clone());

@@ -217,7 +217,10 @@ fn answer(connection: &OwnedFd, shared: &mut Shared, request: &Request, descript
         | Request::Stop { .. }
         | Request::RenewLease { .. }
         | Request::Poweroff
-        | Request::Drained => {}
+        | Request::Drained
+        | Request::Checkpoint { .. }
+        | Request::NoticeDrain { .. }
+        | Request::NoticeNoDrain => {}
     }
 }
 

@@ -81,7 +81,7 @@ pub async fn drain(context: &Context, request: Drain) -> Result<ExitCode> {
 }
 
 fn effect(nodes: &[Shown], plan: &DrainResponse) -> String {
-    let requeued = plan.blockers.iter().filter(|blocker| blocker.on_drain() == OnDrain::Requeue).count();
+    let requeued = plan.blockers.iter().filter(|blocker| blocker.on_drain() != OnDrain::Finish).count();
     let lost: u64 = plan
         .blockers
         .iter()
@@ -162,6 +162,7 @@ fn note(node: &Shown, oldest: Option<&Blocker>, at_once: Option<u32>) -> String 
             let id = blocker.attempt.unwrap_or_default();
             let how = match (blocker.on_drain(), blocker.ended_by_deadline) {
                 (OnDrain::Requeue, _) => "will be requeued",
+                (OnDrain::Checkpoint, _) => "saves, and will be requeued",
                 (_, true) => "may finish until the deadline",
                 (_, false) => "may finish",
             };

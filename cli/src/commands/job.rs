@@ -177,7 +177,7 @@ fn template_value(detail: &JobDetail) -> serde_json::Value {
         "without": body.without,
         "delivery": body.delivery().as_str_name().trim_start_matches("DELIVERY_").to_lowercase(),
         "on_drain": body.on_drain().as_str_name().trim_start_matches("ON_DRAIN_").to_lowercase(),
-        "time_limit_ms": body.time_limit_ms, "grace_ms": body.grace_ms, "pids_limit": body.pids_limit,
+        "checkpoint_signal": body.checkpoint_signal, "time_limit_ms": body.time_limit_ms, "grace_ms": body.grace_ms, "pids_limit": body.pids_limit,
         "output_limit_bytes": body.output_limit_bytes, "tasks": template.tasks, "first_index": template.first_index,
         "constraints": template.constraints, "pool": template.pool, "inputs": body.inputs.len(),
         "outputs": body.outputs.iter().map(|path| escape::bytes(path)).collect::<Vec<_>>(),

@@ -165,6 +165,7 @@ fn blockers(fleet: &Fleet, node: NodeId, deadline: Option<Timestamp>, now: Times
         let on_drain = match blocker.on_drain {
             OnDrain::Finish => v1::OnDrain::Finish,
             OnDrain::Requeue => v1::OnDrain::Requeue,
+            OnDrain::Checkpoint { .. } => v1::OnDrain::Checkpoint,
         };
         v1::Blocker {
             node: node.0,

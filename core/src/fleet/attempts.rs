@@ -12,6 +12,7 @@ use crate::{
     limits,
     mutation::{self, Mutation},
     node::{Duty, Hold},
+    spec::OnDrain,
     time::{Millis, Timestamp},
 };
 
@@ -300,8 +301,19 @@ impl Fleet {
         };
         let epoch = Epoch { term: attempt.record.term, attempt: id.number };
         let node = attempt.record.node;
+        let first = (reason == StopReason::Drained).then(|| self.asked_to_save(id, node, now)).flatten();
         if let Some(session) = self.nodes.get(&node).and_then(|node| node.session) {
-            push_stop(node, session, StopOrder { attempt: id, epoch, reason, grace }, out);
+            push_stop(node, session, StopOrder { attempt: id, epoch, reason, grace, first }, out);
+        }
+    }
+
+    /// The signal that asks an attempt to save, unless its node's time is over.
+    fn asked_to_save(&self, id: AttemptId, node: NodeId, now: Timestamp) -> Option<u8> {
+        let drain = self.nodes.get(&node)?.record.drain()?;
+        let has_time = drain.order.deadline.is_none_or(|deadline| deadline > now);
+        match self.jobs.get(&id.job)?.spec.on_drain {
+            OnDrain::Checkpoint { signal } => has_time.then_some(signal),
+            OnDrain::Finish | OnDrain::Requeue => None,
         }
     }
 

@@ -12,7 +12,7 @@ use alloc::{format, string::String, vec::Vec};
 use super::{Fleet, Output, Timer, record};
 use crate::{
     denied::Denied,
-    effect::{Effect, Reply, StopReason, Subject},
+    effect::{DrainNotice, Effect, Reply, StopReason, Subject},
     event::{DrainOrder, DrainThen},
     ids::{Actor, AttemptId, NodeId, Revision, SessionId},
     limits,
@@ -59,7 +59,11 @@ impl Fleet {
             Duty::Cordoned(mark) => Some(mark.clone()),
             Duty::Draining(drain) => {
                 // A later request may only shorten the drain: a machine about to be reclaimed must win.
+                let deadline = drain.order.deadline;
                 drain.order = join(&drain.order, order);
+                if let Some(session) = node.session.filter(|_| drain.order.deadline != deadline) {
+                    out.effects.push(Effect::NoticeDrain { node: id, session, notice: notice_of(drain, now) });
+                }
                 record(out, now, Subject::Node(id), "drain_requested", sentence, Some(&drain.order.actor));
                 out.touched.nodes.insert(id);
                 self.unsettled.insert(id);
@@ -81,6 +85,9 @@ impl Fleet {
         node.asked_drained = None;
         let recall = node.session.filter(|_| !node.attempts.is_empty());
         if let Some(session) = recall {
+            if let Some(drain) = node.record.drain() {
+                out.effects.push(Effect::NoticeDrain { node: id, session, notice: notice_of(drain, now) });
+            }
             out.effects.push(Effect::Recall { node: id, session, count: u32::MAX });
         }
         out.touched.nodes.insert(id);
@@ -126,7 +133,11 @@ impl Fleet {
             .filter_map(|attempt| {
                 let known = self.attempts.get(attempt)?;
                 let job = self.jobs.get(&attempt.job)?;
-                let goes = overdue || job.spec.on_drain == OnDrain::Requeue;
+                let goes = overdue
+                    || match job.spec.on_drain {
+                        OnDrain::Finish => false,
+                        OnDrain::Requeue | OnDrain::Checkpoint { .. } => true,
+                    };
                 goes.then_some((*attempt, job.spec.grace, known.record.stopping.map(|(since, _)| since)))
             })
             .collect();
@@ -357,6 +368,11 @@ fn may_be_given_back(record: &NodeRecord) -> bool {
             drain.order.then == DrainThen::Delete || drain.order.actor == host_actor(&record.name)
         }
     }
+}
+
+/// What jobs are told of a drain.
+pub(super) fn notice_of(drain: &Drain, now: Timestamp) -> DrainNotice {
+    DrainNotice { within: drain.order.deadline.map(|deadline| deadline.since(now)) }
 }
 
 /// Whose word it is when a host speaks for itself.

@@ -11,7 +11,7 @@ use alloc::{
     vec::Vec,
 };
 
-use super::{Fleet, Output, Timer, record};
+use super::{Fleet, Output, Timer, draining::notice_of, record};
 use crate::{
     denied::Denied,
     effect::{Effect, Reply, StopReason, Subject},
@@ -138,7 +138,7 @@ impl Fleet {
         self.pass_by_held(&hello.held, out);
         self.note_running(id, &hello.held, now, out);
         self.compare_at_hello(id, &hello.held, restarted, now, out);
-        self.welcome(id, session, &hello.held, out);
+        self.welcome(id, session, &hello.held, now, out);
         if rebooted || restarted {
             self.end_own_drain(id, now, out);
         }
@@ -226,10 +226,11 @@ impl Fleet {
         }
     }
 
-    fn welcome(&mut self, id: NodeId, session: SessionId, held: &[Held], out: &mut Output) {
+    fn welcome(&mut self, id: NodeId, session: SessionId, held: &[Held], now: Timestamp, out: &mut Output) {
         let unknown = self.unknown_here(id, held);
         let Some(node) = self.nodes.get(&id) else { return };
-        out.effects.push(Effect::Welcome { node: id, session, incarnation: node.record.incarnation, unknown });
+        let drain = node.record.drain().map(|drain| notice_of(drain, now));
+        out.effects.push(Effect::Welcome { node: id, session, incarnation: node.record.incarnation, unknown, drain });
     }
 
     /// Held there and not live here. What has ended there is told by its report, not by this list.

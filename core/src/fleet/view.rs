@@ -220,6 +220,7 @@ impl Fleet {
                 let usual = mean.map(|mean| since + mean).filter(|at| *at > now);
                 let expected = match (spec.on_drain, usual, ends_by) {
                     (OnDrain::Requeue, ..) => Some(now + spec.grace),
+                    (OnDrain::Checkpoint { .. }, ..) => Some(now + spec.grace + spec.grace),
                     (OnDrain::Finish, Some(usual), Some(most)) => Some(usual.min(most)),
                     (OnDrain::Finish, usual, _) => usual,
                 };

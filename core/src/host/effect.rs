@@ -29,6 +29,8 @@ pub enum HostEffect {
         reason: crate::effect::StopReason,
         /// SIGTERM, this long, then the whole group; zero: at once.
         grace: Millis,
+        /// Before that this signal, and as long a grace to save.
+        first: Option<u8>,
     },
     /// Take what it left: output files and the rest of its log. Answered by `Sealed`.
     Seal {

@@ -232,10 +232,10 @@ impl Host {
     fn end_unknown(&mut self, attempt: AttemptId, effects: &mut Vec<HostEffect>) {
         match self.attempts.get(&attempt).map(|held| &held.stage) {
             Some(Stage::Queued) => self.give_back(&[attempt], effects),
-            Some(Stage::Running) => self.stop(attempt, StopReason::Superseded, Millis(0), effects),
+            Some(Stage::Running) => self.stop(attempt, StopReason::Superseded, Millis(0), None, effects),
             // It is being ended: make it quick. The first reason stands.
             Some(Stage::Stopping(reason)) => {
-                effects.push(HostEffect::Stop { attempt, reason: *reason, grace: Millis(0) });
+                effects.push(HostEffect::Stop { attempt, reason: *reason, grace: Millis(0), first: None });
             }
             Some(Stage::Sealing(_) | Stage::Owed { .. }) | None => {}
         }
@@ -281,18 +281,27 @@ impl Host {
         match held.stage {
             Stage::Queued => self.give_back(&[attempt], effects),
             Stage::Running if mutation::is_on(Mutation::StopIgnored) => {}
-            Stage::Running => self.stop(attempt, order.reason, order.grace, effects),
+            Stage::Running => self.stop(attempt, order.reason, order.grace, order.first, effects),
             // The first reason stands; a second order may only hurry it.
-            Stage::Stopping(reason) => effects.push(HostEffect::Stop { attempt, reason, grace: order.grace }),
+            Stage::Stopping(reason) => {
+                effects.push(HostEffect::Stop { attempt, reason, grace: order.grace, first: order.first });
+            }
             // It ended before the order came: its own end stands.
             Stage::Sealing(_) | Stage::Owed { .. } => {}
         }
     }
 
-    fn stop(&mut self, attempt: AttemptId, reason: StopReason, grace: Millis, effects: &mut Vec<HostEffect>) {
+    fn stop(
+        &mut self,
+        attempt: AttemptId,
+        reason: StopReason,
+        grace: Millis,
+        first: Option<u8>,
+        effects: &mut Vec<HostEffect>,
+    ) {
         if let Some(held) = self.attempts.get_mut(&attempt) {
             held.stage = Stage::Stopping(reason);
-            effects.push(HostEffect::Stop { attempt, reason, grace });
+            effects.push(HostEffect::Stop { attempt, reason, grace, first });
             if mutation::is_on(Mutation::EndBeforeEmpty) {
                 self.on_ended(attempt, Verdict::Stopped, effects);
             }
@@ -409,7 +418,7 @@ impl Host {
             Some(Stage::Stopping(reason))
                 if adopted.phase == AdoptedPhase::Running && !mutation::is_on(Mutation::StopLostWithLink) =>
             {
-                effects.push(HostEffect::Stop { attempt, reason, grace: Millis(0) });
+                effects.push(HostEffect::Stop { attempt, reason, grace: Millis(0), first: None });
             }
             // Never handed to this spawner, yet it has it: its word counts.
             Some(Stage::Queued) => {

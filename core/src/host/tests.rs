@@ -26,7 +26,13 @@ fn order(task: u32) -> StartOrder {
 }
 
 fn stop(task: u32, reason: StopReason) -> HostEvent {
-    HostEvent::StopOrdered(StopOrder { attempt: attempt(task, 1), epoch: epoch(1), reason, grace: Millis(5) })
+    HostEvent::StopOrdered(StopOrder {
+        attempt: attempt(task, 1),
+        epoch: epoch(1),
+        reason,
+        grace: Millis(5),
+        first: None,
+    })
 }
 
 fn ended(task: u32, verdict: Verdict) -> HostEvent {

@@ -7,7 +7,7 @@ use muster_core::{
     fence::{self, covers},
     ids::Actor,
     limits,
-    spec::{Delivery, JobSpec, OnDrain, Retries},
+    spec::{CHECKPOINT_SIGNALS, Delivery, JobSpec, OnDrain, Retries},
     time::Millis,
 };
 use prost::{Message as _, bytes::Bytes};
@@ -221,11 +221,25 @@ fn fill_choices(body: &mut v1::JobBody) -> Checked<(Delivery, OnDrain)> {
     let (wire_on_drain, on_drain) = match O::try_from(body.on_drain) {
         Ok(O::Unspecified | O::Finish) => (O::Finish, OnDrain::Finish),
         Ok(O::Requeue) => (O::Requeue, OnDrain::Requeue),
+        Ok(O::Checkpoint) => (O::Checkpoint, OnDrain::Checkpoint { signal: checkpoint_signal(body)? }),
         Err(_) => return unknown("body.on_drain"),
     };
     body.delivery = wire_delivery.into();
     body.on_drain = wire_on_drain.into();
     Ok((delivery, on_drain))
+}
+
+/// One of those that a job may be asked by.
+fn checkpoint_signal(body: &mut v1::JobBody) -> Checked<u8> {
+    let [(_, usual), ..] = CHECKPOINT_SIGNALS;
+    if body.checkpoint_signal == 0 {
+        body.checkpoint_signal = usual.into();
+    }
+    let known = CHECKPOINT_SIGNALS.iter().find(|(_, number)| u32::from(*number) == body.checkpoint_signal);
+    known.map_or_else(
+        || reject("body.checkpoint_signal", "is none that a job may be asked by"),
+        |(_, number)| Ok(*number),
+    )
 }
 
 fn fill_amounts(body: &mut v1::JobBody) -> Checked<muster_core::resources::Resources> {

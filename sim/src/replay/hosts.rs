@@ -154,6 +154,7 @@ impl World<'_> {
             Effect::Reply { .. }
             | Effect::Welcome { .. }
             | Effect::GrantLease { .. }
+            | Effect::NoticeDrain { .. }
             | Effect::Acknowledge { .. }
             | Effect::CloseSession { .. } => {}
         }

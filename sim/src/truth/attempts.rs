@@ -155,6 +155,8 @@ impl Truth {
         match end.blame() {
             Blame::Job => task.failed += 1,
             Blame::Node => task.lost += 1,
+            // It was asked to save, and that costs it no try.
+            Blame::Operator if matches!(job.spec.on_drain, OnDrain::Checkpoint { .. }) && *end == End::Drained => {}
             Blame::Operator => task.drained += 1,
             Blame::Nobody | Blame::Requested => {}
         }

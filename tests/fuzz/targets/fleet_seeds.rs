@@ -113,6 +113,7 @@ impl Play {
             profile: v1::Profile::Strict.into(),
             delivery: v1::Delivery::AtLeastOnce.into(),
             on_drain: v1::OnDrain::Finish.into(),
+            checkpoint_signal: 0,
             grace_ms: 1_000,
             output_limit_bytes: 1 << 20,
             pids_limit: 64,

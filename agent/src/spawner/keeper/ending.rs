@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use muster_core::spec::CHECKPOINT_SIGNALS;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{
@@ -205,25 +206,47 @@ impl Keeper {
     pub(super) fn end(&mut self, key: AttemptKey, reason: Reason, grace_ms: u64) {
         let Some(attempt) = self.attempts.get_mut(&key) else { return };
         let Stage::Live(live) = &mut attempt.stage else { return };
-        // However long a grace is asked: its time limit holds.
-        let time_over = match (attempt.time_limit_ms, live.started_us) {
-            (1.., Some(started)) => {
-                started.saturating_add((attempt.time_limit_ms + attempt.grace_ms).saturating_mul(1_000))
-            }
-            _ => u64::MAX,
-        };
-        let kill_at = sys::boottime_us().saturating_add(grace_ms.saturating_mul(1_000)).min(time_over);
+        let over = time_over_us(attempt.time_limit_ms, attempt.grace_ms, live.started_us);
+        let kill_at = sys::boottime_us().saturating_add(grace_ms.saturating_mul(1_000)).min(over);
         live.kill_at_us = Some(live.kill_at_us.map_or(kill_at, |earlier| earlier.min(kill_at)));
         // One that waits for its sandbox never ran: there is nobody to ask.
         let never_ran = live.order.take().is_some();
-        if live.ending.is_none() {
-            live.ending = Some(reason);
+        // Who was asked to save has no more time for it.
+        let was_asked = live.term_at_us.take().is_some();
+        if live.ending.is_none() || was_asked {
+            live.ending = live.ending.or(Some(reason));
             let _init_is_gone = nix::unistd::write(&live.sandbox.control, &[order::TERMINATE]);
         }
         self.fenced.remove(&key);
         if grace_ms == 0 || never_ran {
             self.kill(key);
         }
+        self.retime(key);
+    }
+
+    /// This signal and the grace, then as [`Self::end`]. Repeated it changes nothing.
+    pub(super) fn ask_to_save(&mut self, key: AttemptKey, signal: u8, grace_ms: u64) {
+        if !CHECKPOINT_SIGNALS.iter().any(|(_, number)| *number == signal) {
+            return self.deny(Some(key), format!("a job is not asked by signal {signal}"));
+        }
+        let Some(attempt) = self.attempts.get_mut(&key) else { return };
+        let Stage::Live(live) = &mut attempt.stage else { return };
+        if live.ending.is_some() {
+            return;
+        }
+        if live.order.is_some() {
+            // It never ran: there is nothing to save.
+            return self.end(key, Reason::Stopped, 0);
+        }
+        let asked = nix::unistd::write(&live.sandbox.control, &[order::SIGNAL, signal]);
+        if asked.is_err() {
+            return;
+        }
+        let now = sys::boottime_us();
+        let over = time_over_us(attempt.time_limit_ms, attempt.grace_ms, live.started_us);
+        live.ending = Some(Reason::Stopped);
+        live.term_at_us = Some(now.saturating_add(grace_ms.saturating_mul(1_000)).min(over));
+        live.kill_at_us = Some(now.saturating_add(grace_ms.saturating_mul(2_000)).min(over));
         self.retime(key);
     }
 
@@ -265,6 +288,8 @@ impl Keeper {
             tracing::error!(attempt = ?key, "it does not end after SIGKILL; it is killed again");
             self.tell(&Event::Stuck { attempt: key }, Vec::new());
             self.kill(key);
+        } else if live.term_at_us.is_some_and(|at| at <= now) {
+            self.end(key, Reason::Stopped, attempt.grace_ms);
         } else {
             self.end(key, Reason::TimedOut, attempt.grace_ms);
         }
@@ -299,6 +324,14 @@ impl Keeper {
         {
             self.reap_later(helper);
         }
+    }
+}
+
+/// However long a grace is asked: the time limit holds.
+fn time_over_us(limit_ms: u64, grace_ms: u64, started_us: Option<u64>) -> u64 {
+    match (limit_ms, started_us) {
+        (1.., Some(started)) => started.saturating_add((limit_ms + grace_ms).saturating_mul(1_000)),
+        _ => u64::MAX,
     }
 }
 

@@ -30,11 +30,12 @@ use crate::{
 };
 
 impl Keeper {
-    pub(super) fn start(&mut self, start: Start, descriptors: Vec<OwnedFd>) {
+    pub(super) fn start(&mut self, mut start: Start, descriptors: Vec<OwnedFd>) {
         let key = start.attempt;
         if let Err(reason) = self.check(&start, &descriptors) {
             return self.deny(Some(key), reason);
         }
+        self.name_notice(&mut start);
         // Recorded before the clone: an id that may have run is never run again (FL-4).
         if !self.accepted.insert(key) {
             return self.deny(Some(key), "this attempt was accepted before");
@@ -181,6 +182,7 @@ impl Keeper {
                 word: None,
                 ending: None,
                 kill_at_us: None,
+                term_at_us: None,
                 look_again_at_us: None,
                 reaped: None,
             })),
@@ -288,6 +290,7 @@ impl Keeper {
             network: network.as_deref().map(|fd| fd.as_fd()),
             root: &self.root,
             image: &self.policy.image,
+            told: &self.told,
             disk_bytes: shape.disk_bytes,
             folder: &folder_c,
             lease: self.lease.descriptor(),

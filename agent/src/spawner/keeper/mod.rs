@@ -5,6 +5,7 @@
 mod ending;
 mod launching;
 mod leaving;
+mod notice;
 mod outputs;
 mod spares;
 mod talking;
@@ -49,6 +50,8 @@ pub struct Keeper {
     pub cgroups: Option<cgroup::Root>,
     pub rootless: bool,
     pub agent_uid: u32,
+    /// The folder in which jobs find what they may know of this host.
+    told: PathBuf,
     pub state: PathBuf,
     root: CString,
     /// The common half of every strict root; none: each assembles its own.
@@ -165,7 +168,8 @@ impl Keeper {
         fs::create_dir_all(parts.state.join("work"))?;
         let rootless = !nix::unistd::geteuid().is_root();
         let can_copy_root = !rootless && parts.fences.can_raise(Fence::RootReadonly);
-        let template = can_copy_root.then(|| Template::build(&parts.root, &parts.policy.image)).transpose()?;
+        let told = notice::make_folder(&parts.state, parts.held.is_some())?;
+        let template = can_copy_root.then(|| Template::build(&parts.root, &parts.policy.image, &told)).transpose()?;
         let oom_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
         let mut keeper = Self {
             rootless,
@@ -180,6 +184,7 @@ impl Keeper {
             fences: parts.fences,
             cgroups: parts.cgroups,
             agent_uid: parts.agent_uid,
+            told,
             state: parts.state,
             root: parts.root,
             listener: parts.listener,

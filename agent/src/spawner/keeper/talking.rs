@@ -159,6 +159,9 @@ impl Keeper {
             Request::RenewLease { deadline_boottime_ms } => self.renew_lease(deadline_boottime_ms),
             Request::Poweroff => self.power_off(),
             Request::Drained => self.note_drained(),
+            Request::Checkpoint { attempt, signal, grace_ms } => self.ask_to_save(attempt, signal, grace_ms),
+            Request::NoticeDrain { deadline_unix_s } => self.notice_drain(Some(deadline_unix_s)),
+            Request::NoticeNoDrain => self.notice_drain(None),
         }
     }
 

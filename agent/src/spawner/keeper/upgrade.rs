@@ -310,6 +310,8 @@ impl Keeper {
                         word: live.word,
                         ending: live.ending,
                         kill_at_us: live.kill_at_us,
+                        // One that was asked to save has its time until the kill, and no SIGTERM before it.
+                        term_at_us: None,
                         look_again_at_us: live.look_again_at_us,
                         reaped: live.reaped,
                     }))
