@@ -1,6 +1,7 @@
 //! Nodes: drains that are proved, copies that are fenced, silence that is not held against them.
 
 use muster_core::{
+    effect::{HistoryEntry, Subject},
     fleet::Fleet,
     ids::NodeId,
     lease, limits,
@@ -50,9 +51,7 @@ impl Truth {
             _no_loss => {}
         }
         let is_proved = |duty: &Duty| matches!(duty, Duty::Drained { .. } | Duty::Stopping { .. });
-        if let Some(drain) =
-            node.drain().filter(|_| is_proved(&node.duty) || matches!(node.liveness, Liveness::Gone(_)))
-        {
+        if let Some(drain) = node.drain().filter(|_| is_proved(&node.duty)) {
             self.had_turn.insert((id, drain.order.reason.clone()));
         }
         let began = |duty: &Duty| matches!(duty, Duty::Draining(_));
@@ -85,14 +84,21 @@ impl Truth {
         Ok(())
     }
 
+    /// Who is gone drains for nobody, also if it speaks again in the same batch.
+    pub(super) fn note_gone(&mut self, entry: &HistoryEntry, fleet: &Fleet) {
+        if let (Subject::Node(id), "gone") = (&entry.subject, entry.kind.as_str())
+            && let Some(drain) = fleet.node(*id).and_then(NodeRecord::drain)
+        {
+            self.had_turn.insert((*id, drain.order.reason.clone()));
+        }
+    }
+
     /// No more nodes drain at once than the operator who drains them in turn has said.
     fn check_drain_budget(&self, fleet: &Fleet, reason: &str) -> Result<(), Violation> {
         let Some(at_once) = self.drain_budgets.get(reason) else { return Ok(()) };
         let drains = |row: &NodeRecord| matches!(&row.duty, Duty::Draining(drain) if drain.order.reason == reason);
-        let counts = |id: NodeId, row: &NodeRecord| {
-            !matches!(row.liveness, Liveness::Gone(_)) && !self.had_turn.contains(&(id, reason.to_owned()))
-        };
-        let drain_now = fleet.nodes().filter(|(id, row)| drains(row) && counts(*id, row)).count();
+        let counts = |id: NodeId| !self.had_turn.contains(&(id, reason.to_owned()));
+        let drain_now = fleet.nodes().filter(|(id, row)| drains(row) && counts(*id)).count();
         if drain_now > usize::try_from(*at_once).unwrap_or(usize::MAX) {
             return broken("the drain budget", format!("{drain_now} nodes drain {reason}, and {at_once} may at once"));
         }
