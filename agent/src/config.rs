@@ -1,12 +1,15 @@
 //! Typed settings: flags over a TOML file over defaults. Unknown keys are refused.
 
-use std::{collections::BTreeMap, ffi::OsString, fs, io, os::fd::RawFd, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, fs, io, os::fd::RawFd, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use muster_core::{limits, resources::Resources};
 use serde::Deserialize;
 
-use crate::identity::{Certificate, token_coordinators};
+use crate::{
+    identity::{Certificate, token_coordinators},
+    interruption,
+};
 
 /// The agent's command line.
 #[derive(Debug, Parser)]
@@ -62,6 +65,18 @@ pub struct RunArgs {
     /// This node is a slice of the machine: report only the sum of its attempts, against its declared capacity.
     #[arg(long)]
     pub slice: bool,
+    /// A program that knows when this host goes: a spot notice, a shutdown. It prints {"within_seconds": N}.
+    #[arg(long)]
+    pub notice_program: Option<PathBuf>,
+    /// It is run again so long after it has ended. Default 5.
+    #[arg(long, value_name = "N")]
+    pub notice_every_seconds: Option<u64>,
+    /// It is killed after so long; 0: it watches, and ends when it likes. Default 10.
+    #[arg(long, value_name = "N")]
+    pub notice_time_seconds: Option<u64>,
+    /// Of the host's last time this is for the jobs' grace and for telling how they ended. Default 15.
+    #[arg(long, value_name = "N")]
+    pub notice_reserve_seconds: Option<u64>,
     /// Settings in TOML; flags win.
     #[arg(long)]
     pub config: Option<PathBuf>,
@@ -93,6 +108,10 @@ struct File {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     slice: bool,
+    notice_program: Option<PathBuf>,
+    notice_every_seconds: Option<u64>,
+    notice_time_seconds: Option<u64>,
+    notice_reserve_seconds: Option<u64>,
     /// Bytes kept of fetched blobs.
     cache_size: Option<String>,
 }
@@ -116,6 +135,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Report only the sum of this node's attempts.
     pub slice: bool,
+    /// Who knows when this host goes.
+    pub notice: Option<interruption::Settings>,
     /// Bytes kept of fetched blobs.
     pub cache_bytes_max: u64,
     /// The file that a reload reads again.
@@ -174,6 +195,7 @@ impl Config {
     pub fn resolve(args: &RunArgs) -> Result<Self, ConfigError> {
         let file = args.config.as_ref().map(read_file).transpose()?.unwrap_or_default();
         let flag_labels = parse_labels(&args.labels)?;
+        let notice = notice_of(args, &file);
         let state = args.state.clone().or(file.state).ok_or(ConfigError::Missing("state"))?;
         let coordinators = if args.coordinator.is_empty() { file.coordinator } else { args.coordinator.clone() };
         let token = match (&args.token, args.token_file.as_ref().or(file.token_file.as_ref())) {
@@ -193,6 +215,7 @@ impl Config {
         }
         Ok(Self {
             coordinators,
+            notice,
             spawner: args.spawner.clone().or(file.spawner).ok_or(ConfigError::Missing("spawner"))?,
             token,
             name: args.name.clone().or(file.name).unwrap_or_else(host_name),
@@ -229,6 +252,28 @@ impl Config {
         Ok(())
     }
 }
+
+/// The program's settings, if there is one.
+fn notice_of(args: &RunArgs, file: &File) -> Option<interruption::Settings> {
+    let program = args.notice_program.clone().or_else(|| file.notice_program.clone())?;
+    let seconds = |flag: Option<u64>, key: Option<u64>, usual| Duration::from_secs(flag.or(key).unwrap_or(usual));
+    let every = seconds(args.notice_every_seconds, file.notice_every_seconds, NOTICE_EVERY_SECONDS);
+    let limit = seconds(args.notice_time_seconds, file.notice_time_seconds, NOTICE_TIME_SECONDS);
+    Some(interruption::Settings {
+        program,
+        // One that fails at once is not to keep a core busy.
+        every: every.max(Duration::from_secs(1)),
+        time_limit: (!limit.is_zero()).then_some(limit),
+        reserve: seconds(args.notice_reserve_seconds, file.notice_reserve_seconds, NOTICE_RESERVE_SECONDS),
+    })
+}
+
+/// Between two runs of the program that knows when this host goes.
+const NOTICE_EVERY_SECONDS: u64 = 5;
+/// What it may take.
+const NOTICE_TIME_SECONDS: u64 = 10;
+/// The usual grace of a job, and some seconds to tell how it ended.
+const NOTICE_RESERVE_SECONDS: u64 = 15;
 
 /// Default of bytes kept of fetched blobs.
 const CACHE_BYTES_MAX: u64 = 4 << 30;

@@ -14,6 +14,7 @@ pub mod footprint;
 mod hex;
 pub mod identity;
 pub mod inputs;
+pub mod interruption;
 mod jitter;
 pub mod job;
 pub mod order;

@@ -13,6 +13,7 @@ mod excess;
 mod failover;
 mod hostile_agent;
 mod jobs;
+mod notices;
 mod partition;
 mod pools;
 mod restarts;

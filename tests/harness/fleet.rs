@@ -39,11 +39,13 @@ pub struct NodeOptions {
     pub policy: &'static str,
     /// Its network namespace; none: this machine's.
     pub network: Option<PathBuf>,
+    /// More flags of its agent.
+    pub agent_flags: Vec<OsString>,
 }
 
 impl Default for NodeOptions {
     fn default() -> Self {
-        Self { cpu: "4", memory: "8G", pool: "", slice: true, policy: "", network: None }
+        Self { cpu: "4", memory: "8G", pool: "", slice: true, policy: "", network: None, agent_flags: Vec::new() }
     }
 }
 
@@ -240,6 +242,7 @@ impl Fleet {
         if options.slice {
             agent.push("--slice".into());
         }
+        agent.extend(options.agent_flags.iter().cloned());
         NodeParts {
             name: name.into(),
             spawner: None,

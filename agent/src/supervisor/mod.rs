@@ -38,6 +38,7 @@ use crate::{
     connection::{Addresses, ConnectError, Reconnect, Session, all_addresses},
     identity::{Certificate, Identity, IdentityError},
     inputs::{InputError, Inputs},
+    interruption::{self, Interruption},
     job::{Dirty, Job},
     parent::Parent,
     spawner::protocol::{Event, Request},
@@ -122,10 +123,21 @@ pub struct Supervisor {
     outcome: Option<Result<Left, SupervisorError>>,
     /// Of the spawner that we last spoke to.
     spawner_id: Option<[u8; 16]>,
-    /// The host's own system stops this node, and what runs then is ended.
-    leaving_at: Option<Instant>,
+    /// This host goes, and what runs then is ended.
+    leaving: Option<Leaving>,
+    /// The coordinator has taken the proof that this host is drained; whoever holds the host up for it may hear of it.
+    drained: watch::Sender<bool>,
     /// What jobs are told of a drain, and until when by the Unix clock; none: there is none.
     drain: Option<Option<u64>>,
+}
+
+/// This host goes.
+#[derive(Clone, Debug)]
+struct Leaving {
+    at: Instant,
+    reason: String,
+    /// The spawner waits for the drain, and ends then.
+    spawner_waits: bool,
 }
 
 /// What the spawner said of this host.
@@ -146,6 +158,9 @@ enum Notice {
 }
 
 const NOTICES_MAX: usize = 256;
+const INTERRUPTIONS_MAX: usize = 4;
+/// A notice that is repeated is a new one only if it says that the host goes sooner by this much.
+const SOONER: Duration = Duration::from_secs(1);
 /// A spawner that does not answer at the start is waited for this long.
 const SPAWNER_WAIT: Duration = Duration::from_secs(60);
 const SPAWNER_AGAIN: Duration = Duration::from_millis(250);
@@ -192,7 +207,8 @@ impl Supervisor {
             notices: Some(notices),
             outcome: None,
             spawner_id: None,
-            leaving_at: None,
+            leaving: None,
+            drained: watch::channel(false).0,
             drain: None,
         })
     }
@@ -218,6 +234,10 @@ impl Supervisor {
             }
         });
         let mut alarm = pin!(sleep_until(Instant::now().into()));
+        let (say, mut interruptions) = mpsc::channel(INTERRUPTIONS_MAX);
+        if let Some(settings) = self.config.notice.clone() {
+            tokio::task::spawn_local(interruption::listen(settings, say, self.drained.subscribe()));
+        }
         self.open_link(Duration::ZERO);
         let mut turns = 0u32;
         while self.outcome.is_none() {
@@ -236,6 +256,7 @@ impl Supervisor {
                 message = session::next(self.live.as_mut()), if heard => self.on_message(message),
                 event = next_event(self.link.as_mut()), if self.link.is_some() => self.on_packets(event),
                 Some(notice) = notices.recv() => self.on_notice(notice, give_up_at),
+                Some(told) = interruptions.recv() => self.on_interruption(told),
                 () = dirty.notify.notified() => self.on_dirty(),
                 // The next turn says what waits.
                 () = session::has_room(full), if blocked => {}
@@ -335,20 +356,42 @@ impl Supervisor {
 
     /// The spawner is told to stop by the host's own system: the coordinator drains this node in the time there is.
     pub(super) fn on_leaving(&mut self, within_ms: u64) {
-        // Said again on each new link, and to be told once: a second notice would begin a second drain.
-        if self.leaving_at.is_none() {
-            tracing::info!(within_ms, "this host's system stops the node");
-            self.leaving_at = Some(Instant::now() + Duration::from_millis(within_ms));
-            self.say_leaving();
+        let known = self.leaving.as_mut().map(|leaving| std::mem::replace(&mut leaving.spawner_waits, true));
+        if *self.drained.borrow() {
+            // It is empty, and the coordinator knows: there is nothing to wait for.
+            self.ask_spawner(&Request::Drained);
         }
+        // Said again on each new link, and to be told once: a second notice would begin a second drain.
+        if known != Some(true) {
+            tracing::info!(within_ms, "this host's system stops the node");
+            self.leave_within(Duration::from_millis(within_ms), "its own system stops it", true);
+        }
+    }
+
+    /// Somebody knows that this host goes.
+    fn on_interruption(&mut self, told: Interruption) {
+        self.leave_within(told.within, &told.reason, false);
+    }
+
+    /// The coordinator drains this node in the time there is; a later word counts if it says sooner.
+    fn leave_within(&mut self, within: Duration, reason: &str, spawner_waits: bool) {
+        let at = Instant::now() + within;
+        let spawner_waits = match &self.leaving {
+            Some(known) if at + SOONER > known.at => return,
+            Some(known) => known.spawner_waits || spawner_waits,
+            None => spawner_waits,
+        };
+        tracing::info!(within_s = within.as_secs(), reason, "this host goes");
+        self.leaving = Some(Leaving { at, reason: reason.to_owned(), spawner_waits });
+        self.say_leaving();
     }
 
     /// Also first thing on a new stream, because it may not have arrived on the old one.
     fn say_leaving(&mut self) {
-        let Some(at) = self.leaving_at else { return };
-        let left = at.saturating_duration_since(Instant::now());
+        let Some(leaving) = &self.leaving else { return };
+        let left = leaving.at.saturating_duration_since(Instant::now());
         let within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        let reason = String::from("its own system stops it");
+        let reason = leaving.reason.clone();
         self.say(v1::agent_message::Message::StopNotice(v1::StopNotice { reason, within_ms: Some(within_ms) }));
     }
 
@@ -370,10 +413,17 @@ impl Supervisor {
         });
     }
 
+    /// The drain is off. Should this host go all the same, a word of it counts anew.
+    pub(super) fn stays(&mut self) {
+        self.drained.send_replace(false);
+        self.leaving.take_if(|leaving| !leaving.spawner_waits);
+    }
+
     fn release(&mut self, then: DrainThen) {
         let sentence = match then {
             DrainThen::Nothing => {
-                if self.leaving_at.is_some() {
+                self.drained.send_replace(true);
+                if self.leaving.as_ref().is_some_and(|leaving| leaving.spawner_waits) {
                     self.ask_spawner(&Request::Drained);
                 }
                 notify(&[sd_notify::NotifyState::Status("drained; closed to work")]);
@@ -465,8 +515,8 @@ impl Supervisor {
             }
             self.sweep_spool(&greeting);
         }
-        if self.spawner_id.replace(greeting.spawner_id) != Some(greeting.spawner_id) && self.leaving_at.take().is_some()
-        {
+        let is_new = self.spawner_id.replace(greeting.spawner_id) != Some(greeting.spawner_id);
+        if is_new && self.leaving.take_if(|leaving| leaving.spawner_waits).is_some() {
             // Stopped and started again, and we with it: the coordinator undoes that drain for a host that begins anew.
             match self.state.count_start() {
                 Ok(()) => self.disconnect("the node begins anew"),

@@ -294,6 +294,7 @@ impl Supervisor {
             }),
             Message::Reopen(reopen) => {
                 self.note_drain(None);
+                self.stays();
                 self.tell(HostEvent::ReopenOrdered { revision: Revision(reopen.revision) });
             }
             Message::DrainNotice(notice) => self.note_drain(Some(notice)),
