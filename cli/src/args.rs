@@ -572,6 +572,13 @@ pub enum Node {
         #[arg(long, default_value = "")]
         reason: String,
     },
+    /// Give up silent nodes although many fell silent at once: their hosts are gone. One after the other, each when it has
+    /// been silent for long enough; what they ran is placed elsewhere.
+    ReleaseBrake {
+        /// Why; kept in the history.
+        #[arg(long)]
+        reason: String,
+    },
     /// What happened to a node.
     Events {
         node: String,

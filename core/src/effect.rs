@@ -214,6 +214,13 @@ pub enum Reply {
         /// A loss had been noticed.
         lost: bool,
     },
+    /// Evictions and scale-in go on.
+    BrakeReleased {
+        /// They rested.
+        held: bool,
+        /// Nodes that are silent: they are given up, one after the other, as each has been for long enough.
+        silent: u32,
+    },
     /// The host may have a certificate for this node.
     Enrolled {
         /// The node.

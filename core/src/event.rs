@@ -186,6 +186,16 @@ pub enum Event {
         reason: String,
     },
 
+    /// Give up nodes that have been silent for long enough, although much of the fleet fell silent at once.
+    ReleaseBrake {
+        /// Answered with `BrakeReleased`.
+        request: RequestId,
+        /// Who asks.
+        actor: Actor,
+        /// Why.
+        reason: String,
+    },
+
     /// A host holds a valid token and wants a certificate.
     Enroll {
         /// Answered with `Enrolled`.

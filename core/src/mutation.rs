@@ -72,11 +72,13 @@ pub enum Mutation {
     StopReasonOverwritten,
     /// A host whose disk is full goes on getting work.
     DiskFullIgnored,
+    /// When an operator releases the brake, all silent nodes are given up together.
+    ReleasedAtOnce,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::EvictAfterFailover,
         Self::LeaseFromReceipt,
         Self::NoEpochOnResults,
@@ -109,6 +111,7 @@ impl Mutation {
         Self::RecallIgnored,
         Self::StopReasonOverwritten,
         Self::DiskFullIgnored,
+        Self::ReleasedAtOnce,
     ];
 }
 

@@ -261,6 +261,7 @@ impl World {
                 let seen = Seen { term: Term(words.number("term", 1)), commit: words.number("commit", 0) };
                 self.apply(Event::HostSaw { node: self.node(first), seen })
             }
+            "release_brake" => self.apply(Event::ReleaseBrake { request, actor, reason }),
             "accept_loss" => self.apply(Event::AcceptLoss { request, actor, reason }),
             "explain" => {
                 let job: JobId = first.parse().expect("a job id");

@@ -290,10 +290,25 @@ impl World {
         self.tell(member, Event::AcceptLoss { request, actor: operator(), reason: "what is gone is gone".into() })
     }
 
+    /// An operator sees that evictions rest, looks, and finds the silent hosts gone: rightly, or not.
+    fn answer_brake(&mut self) -> Result<(), Violation> {
+        let Some(member) = self.serving() else { return Ok(()) };
+        let time = self.members[member].time(self.now);
+        let until = self.members[member].fleet().and_then(|fleet| fleet.meta().brake_until);
+        if until.is_none_or(|until| until <= time) {
+            return Ok(());
+        }
+        let request = self.request(Asked::Other, None);
+        self.tell(member, Event::ReleaseBrake { request, actor: operator(), reason: "they are gone".into() })
+    }
+
     /// One command, or a hasty operator's several on one node.
     fn operate(&mut self) -> Result<(), Violation> {
         if self.rng.chance(80) {
             self.answer_loss()?;
+        }
+        if self.rng.chance(15) {
+            self.answer_brake()?;
         }
         let Some(node) = self.some_node() else { return Ok(()) };
         self.command(node)?;

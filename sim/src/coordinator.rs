@@ -390,7 +390,7 @@ impl World {
                 self.coverage.count("denied", "the store is full");
                 continue;
             }
-            self.truth.hear(&event);
+            self.truth.hear(&event, self.now);
             leader.fleet.apply(event, time, &mut out);
         }
         leader.fleet.settle(time, &mut out);

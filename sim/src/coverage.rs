@@ -98,11 +98,12 @@ impl Coverage {
 }
 
 /// Every event of the core.
-const EVENTS: [&str; 30] = [
+const EVENTS: [&str; 31] = [
     "led",
     "stored",
     "host_saw",
     "accept_loss",
+    "release_brake",
     "tick",
     "submit",
     "cancel",
@@ -137,6 +138,7 @@ pub(crate) const fn event_name(event: &Event) -> &'static str {
         Event::Stored { .. } => "stored",
         Event::HostSaw { .. } => "host_saw",
         Event::AcceptLoss { .. } => "accept_loss",
+        Event::ReleaseBrake { .. } => "release_brake",
         Event::Tick => "tick",
         Event::Submit { .. } => "submit",
         Event::Cancel { .. } => "cancel",

@@ -18,6 +18,7 @@ use muster_core::{
     fleet::{Fleet, Output},
     host::{StartOrder, Verdict},
     ids::{AttemptId, HostRequestId, JobId, NodeId, PoolName, RequestId, SessionId, TaskIndex},
+    limits,
     node::{Duty, Hold, Liveness},
     resources::Resources,
     spec::Delivery,
@@ -140,6 +141,10 @@ pub struct Truth {
     /// When nodes fell silent lately.
     silences: Vec<(Timestamp, NodeId)>,
     brake_until: Timestamp,
+    /// The brake was released, and nodes are given up one at a time until then.
+    paced_until: Timestamp,
+    /// When the last one was.
+    given_up: Timestamp,
     /// As stored before this batch.
     before: BTreeMap<NodeId, (Liveness, Duty)>,
     /// Nodes of this batch that cooled down.
@@ -194,7 +199,7 @@ impl Truth {
         self.told_of_loss = false;
         self.faults.clear();
         if jumped {
-            self.brake_until = now;
+            (self.brake_until, self.paced_until) = (now, now);
         }
     }
 
@@ -205,7 +210,7 @@ impl Truth {
         self.accepted.retain(|job| store.job(*job).is_some());
         self.requested.retain(|(pool, host)| store.pool(pool).is_some_and(|row| row.hosts.contains_key(host)));
         // A brake may have gone with them; the next leader counts anew.
-        self.brake_until = Timestamp(0);
+        (self.brake_until, self.paced_until) = (Timestamp(0), Timestamp(0));
         self.disk_full.clear();
         self.told_of_loss = false;
     }
@@ -229,8 +234,12 @@ impl Truth {
     }
 
     /// The leader takes this in.
-    pub fn hear(&mut self, event: &Event) {
+    pub fn hear(&mut self, event: &Event, now: Timestamp) {
         match event {
+            // What this leader does with it may be lost; then the brake holds for longer.
+            Event::ReleaseBrake { .. } if now < self.brake_until => {
+                (self.brake_until, self.paced_until) = (now, now + surely(limits::BRAKE_HOLD));
+            }
             Event::Cancel { job, .. } => {
                 self.cancels.insert(*job);
             }

@@ -261,3 +261,31 @@ async fn a_task_that_brings_down_three_hosts_is_held_until_a_person_decides() {
     }
     assert_eq!(fallen.len(), 3, "{fallen:?}");
 }
+
+/// What happens to the silent nodes then takes minutes, and stands in `tests/scenarios/brake_released.txt`.
+#[tokio::test(flavor = "multi_thread")]
+async fn evictions_that_rest_because_many_hosts_fell_silent_go_on_when_an_operator_says_so() {
+    let fleet = Fleet::start().await;
+    let mut crowd = Crowd::join(&fleet, 6, room(1)).await;
+    all_ready(&fleet, 6).await;
+    let release = async || {
+        let request = v1::ReleaseBrakeRequest { reason: "the rack has burnt".into() };
+        fleet.client.fleet.clone().release_brake(request).await.expect("an answer").into_inner()
+    };
+    assert!(!release().await.held, "nothing rests");
+    for number in 0..3 {
+        crowd.kill(number).await;
+    }
+    let braked = async || {
+        let status = fleet.client.fleet.clone().status(v1::StatusRequest {}).await.expect("a status").into_inner();
+        status.alarms.iter().any(|alarm| alarm.contains("release-brake"))
+    };
+    eventually("evictions rest", WAIT, async || braked().await.then_some(())).await;
+    let silent = async || fleet.client.nodes().await.into_iter().filter(|node| node.state == "silent").count() == 3;
+    eventually("all three are silent", WAIT, async || silent().await.then_some(())).await;
+    assert_eq!(release().await, v1::ReleaseBrakeResponse { held: true, silent: 3 });
+    assert!(!braked().await);
+    let released = events(&fleet, "brake_released").await;
+    assert_eq!(released.len(), 1, "{released:?}");
+    assert!(released[0].reason.contains("the rack has burnt") && !released[0].actor.is_empty(), "{released:?}");
+}

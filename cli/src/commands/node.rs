@@ -9,8 +9,9 @@ use muster_core::{
 };
 use muster_proto::v1::{
     Attempt, CordonRequest, EventsRequest, InspectNodeRequest, ListNodesRequest, Node as Shown, NodeSelector,
-    RemoveNodeRequest,
+    ReleaseBrakeRequest, RemoveNodeRequest,
 };
+use serde_json::json;
 
 use super::{Context, drain, fleet, partial, show};
 use crate::{
@@ -32,6 +33,7 @@ pub async fn run(context: &Context, command: Node) -> Result<ExitCode> {
         Node::Resume { selector, reason } => change(context, &selector, &reason, Verb::Resume).await,
         Node::Drain(request) => drain::drain(context, request).await,
         Node::Remove { selector, force, reason } => remove(context, &selector, force, &reason).await,
+        Node::ReleaseBrake { reason } => release_brake(context, reason).await,
         Node::Events { node, follow } => {
             let client = context.connect().await?;
             let name = client
@@ -46,6 +48,26 @@ pub async fn run(context: &Context, command: Node) -> Result<ExitCode> {
             fleet::show_events(context, &client, request).await
         }
     }
+}
+
+async fn release_brake(context: &Context, reason: String) -> Result<ExitCode> {
+    let client = context.connect().await?;
+    let silent: Vec<Shown> = all_nodes(&client).await?.into_iter().filter(|node| node.liveness == "silent").collect();
+    let tasks: u32 = silent.iter().map(|node| node.running).sum();
+    let names: Vec<&str> = silent.iter().map(|node| node.name.as_str()).collect();
+    context.confirm(&format!(
+        "{} silent nodes are given up, with {tasks} running tasks, which may still run there: {}",
+        silent.len(),
+        names.join(", ")
+    ))?;
+    let answer = client.fleet().release_brake(client.ask(ReleaseBrakeRequest { reason })).await?.into_inner();
+    let text = match answer.held {
+        true => format!("{} silent nodes are given up, one after the other\n", answer.silent),
+        false => String::from("no eviction rested; nothing changed\n"),
+    };
+    let value = json!({ "held": answer.held, "silent": answer.silent });
+    context.output.one("BrakeReleased", &value, &text, text.trim())?;
+    Ok(Exit::Ok.into())
 }
 
 pub(super) async fn all_nodes(client: &Client) -> Result<Vec<Shown>> {

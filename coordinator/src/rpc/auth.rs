@@ -29,7 +29,7 @@ pub enum Need {
 }
 
 /// A path that ends in `/` stands for all below it.
-const TABLE: [(&str, Need); 39] = [
+const TABLE: [(&str, Need); 40] = [
     ("/grpc.health.v1.Health/", Need::Open),
     ("/grpc.reflection.v1.ServerReflection/", Need::Person(Role::Read)),
     ("/grpc.reflection.v1alpha.ServerReflection/", Need::Person(Role::Read)),
@@ -68,6 +68,7 @@ const TABLE: [(&str, Need); 39] = [
     ("/muster.v1.Fleet/Status", Need::Person(Role::Read)),
     ("/muster.v1.Fleet/Events", Need::Person(Role::Read)),
     ("/muster.v1.Fleet/AcceptLoss", Need::Person(Role::Admin)),
+    ("/muster.v1.Fleet/ReleaseBrake", Need::Person(Role::Operate)),
     ("/muster.v1.Fleet/CreateToken", Need::Person(Role::Admin)),
 ];
 

@@ -82,6 +82,20 @@ impl v1::fleet_server::Fleet for FleetService {
             other => Err(enrollment::unexpected(&other)),
         }
     }
+
+    async fn release_brake(
+        &self,
+        request: Request<v1::ReleaseBrakeRequest>,
+    ) -> Result<Response<v1::ReleaseBrakeResponse>, Status> {
+        let actor = Actor(person(&request)?.0);
+        let reason = convert::reason(&request.into_inner().reason).map_err(status::rejected)?;
+        let ask = |request| Event::ReleaseBrake { request, actor, reason };
+        let answer = self.0.handle.ask(ask).await.map_err(status::stopped)?;
+        match answer.map_err(status::denied)? {
+            Reply::BrakeReleased { held, silent } => Ok(Response::new(v1::ReleaseBrakeResponse { held, silent })),
+            other => Err(enrollment::unexpected(&other)),
+        }
+    }
 }
 
 impl FleetService {
@@ -120,7 +134,10 @@ fn status_of(fleet: &Fleet, started: Timestamp, now: Timestamp) -> v1::FleetStat
     alarms.extend(paused.map(|(name, reason)| format!("pool {name} is paused: {reason}")));
     if let Some(until) = fleet.meta().brake_until.filter(|until| *until > now) {
         let left = until.since(now);
-        alarms.push(format!("much of the fleet fell silent at once: no eviction and no scale-in for {left}"));
+        alarms.push(format!(
+            "much of the fleet fell silent at once: no eviction and no scale-in for {left}; \
+             `muster node release-brake` if those hosts are gone"
+        ));
     }
     v1::FleetStatus {
         coordinator_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -6,6 +6,7 @@
 //! and no host is made for, or taken from, what placement had room for.
 
 mod attempts;
+mod brake;
 mod disk;
 mod draining;
 mod forgetting;
@@ -151,6 +152,10 @@ impl Fleet {
             Event::HostSaw { node, seen } => self.host_saw(node, seen, now, out),
             Event::AcceptLoss { request, actor, reason } => {
                 let reply = self.accept_loss(&actor, &reason, now, out);
+                reply_to(request, Ok(reply), out);
+            }
+            Event::ReleaseBrake { request, actor, reason } => {
+                let reply = self.release_brake(&actor, &reason, now, out);
                 reply_to(request, Ok(reply), out);
             }
             Event::Tick => {}

@@ -419,50 +419,6 @@ impl Fleet {
         self.settle_lost(id, now, out);
     }
 
-    /// After a brake evictions go on, but not all at once: a person can still answer.
-    pub(super) fn pause_after_brake(&mut self, now: Timestamp, out: &mut Output) {
-        if self.meta.brake_until.is_some_and(|until| now.since(until) < limits::BRAKE_HOLD) {
-            self.meta.brake_until = Some(now + limits::BRAKE_PAUSE);
-            out.touched.meta = true;
-        }
-    }
-
-    /// Evictions and scale-in rest until then.
-    pub(super) fn braked_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.meta.brake_until.filter(|until| *until > now)
-    }
-
-    /// Much of the fleet silent at once is our fault more likely than theirs: evictions rest (FL-12).
-    fn apply_brake(&mut self, now: Timestamp, out: &mut Output) {
-        if mutation::is_on(Mutation::BrakeOff) {
-            return;
-        }
-        let window = lease::duration();
-        let (mut live, mut fresh) = (0usize, 0usize);
-        for node in self.nodes.values() {
-            match node.record.liveness {
-                Liveness::Live => live += 1,
-                Liveness::Silent(since) if now.since(since) <= window => fresh += 1,
-                Liveness::Silent(_) | Liveness::Joining | Liveness::Lost(_) | Liveness::Gone(_) => {}
-            }
-        }
-        if live + fresh >= limits::BRAKE_NODES_MIN && fresh * 3 > live + fresh {
-            let is_news = self.braked_until(now).is_none();
-            // One more silence of many holds as long as the first.
-            self.meta.brake_until = Some(now + limits::BRAKE_HOLD);
-            out.touched.meta = true;
-            if !is_news {
-                return;
-            }
-            let sentence = format!(
-                "{fresh} of {} nodes fell silent within {window}: no eviction and no scale-in for {}",
-                live + fresh,
-                limits::BRAKE_HOLD
-            );
-            record(out, now, Subject::Fleet, "brake", sentence, None);
-        }
-    }
-
     fn settle_hold(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         match node.record.hold {

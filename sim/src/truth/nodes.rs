@@ -43,6 +43,11 @@ impl Truth {
                     let rest = self.brake_until.since(now);
                     return broken("FL-12", format!("node {} was given up although the brake holds {rest}", node.name));
                 }
+                let paused = now.since(self.given_up);
+                if now < self.paced_until && paused < surely(limits::BRAKE_PAUSE) {
+                    return broken("FL-12", format!("node {} was given up {paused} after another", node.name));
+                }
+                self.given_up = now;
                 self.check_fenced(id, node, hosts, fleet)?;
             }
             (Some(Liveness::Live | Liveness::Joining), Liveness::Lost(_)) => {

@@ -81,9 +81,10 @@ pub(super) enum Frame {
     Provider,
     /// A `TaskTable`, which the next submits name.
     Table,
+    ReleaseBrake,
 }
 
-const FRAMES: [Frame; 15] = [
+const FRAMES: [Frame; 16] = [
     Frame::Time,
     Frame::Submit,
     Frame::Cancel,
@@ -99,6 +100,7 @@ const FRAMES: [Frame; 15] = [
     Frame::Led,
     Frame::Provider,
     Frame::Table,
+    Frame::ReleaseBrake,
 ];
 
 fn take(input: &[u8], signs: &mut Signs) -> Result<(), String> {
@@ -260,6 +262,10 @@ impl World {
             Frame::AcceptLoss => decoded::<v1::AcceptLossRequest>(bytes, signs).map(|wire| {
                 let reason = convert::reason(&wire.reason)?;
                 Ok(vec![one(move |request| Event::AcceptLoss { request, actor: operator(), reason })])
+            }),
+            Frame::ReleaseBrake => decoded::<v1::ReleaseBrakeRequest>(bytes, signs).map(|wire| {
+                let reason = convert::reason(&wire.reason)?;
+                Ok(vec![one(move |request| Event::ReleaseBrake { request, actor: operator(), reason })])
             }),
             Frame::Time | Frame::Disconnect | Frame::Led | Frame::Provider | Frame::Table => None,
         };
