@@ -4,7 +4,7 @@
 //! task:  waiting --place--> live(attempt n) --end--> ended(reason)
 //!           ^                    |
 //!           +--- delayed <-------+  a budget of the end's cause is left
-//!           +---- held <---------+  it brought down several nodes; retry or cancel by a person
+//!           +---- held <---------+  it brought down its nodes; retry or cancel by a person
 //! ```
 //! An array is one record plus what differs: sets of ranges for the many that
 //! wait or ended alike, and a tally only for tasks with a past.
@@ -60,7 +60,7 @@ pub struct JobRecord {
     /// Live tasks whose task was cancelled one by one: not placed again.
     #[serde(default)]
     pub cancelled_tasks: BTreeSet<TaskIndex>,
-    /// Brought down several nodes: not placed again until a person says so.
+    /// Brought down their nodes: not placed again until a person says so.
     #[serde(default)]
     pub held: BTreeSet<TaskIndex>,
 }
@@ -79,6 +79,9 @@ pub struct Tally {
     /// Nodes that were lost, or whose spawner was, while it ran there.
     #[serde(default)]
     pub brought_down: BTreeSet<NodeId>,
+    /// How often that was, on whichever node.
+    #[serde(default)]
+    pub falls: u32,
     /// The last attempt of an exclusive task may run until then: its end was presumed within its lease.
     #[serde(default)]
     pub fenced_until: Option<Timestamp>,
@@ -106,7 +109,7 @@ pub enum Next {
     Waiting,
     /// It is ready to be placed again then.
     Delayed(Timestamp),
-    /// It brought down several nodes: a person decides.
+    /// It brought down several nodes, or one again and again: a person decides.
     Held,
 }
 
@@ -314,8 +317,11 @@ impl JobRecord {
         let mut tally = self.tallies.get(&task).cloned().unwrap_or_default();
         if ending.had_started && ending.end.takes_the_host_along() {
             tally.brought_down.insert(ending.node);
+            tally.falls += 1;
         }
-        let is_poison = tally.brought_down.len() >= limits::POISON_NODES && !mutation::is_on(Mutation::Poison);
+        let falls_again = tally.falls >= limits::POISON_FALLS && !mutation::is_on(Mutation::PoisonOfOneNode);
+        let is_poison =
+            (tally.brought_down.len() >= limits::POISON_NODES && !mutation::is_on(Mutation::Poison)) || falls_again;
         let (used, budget, next) = match ending.end.blame() {
             Blame::Nobody | Blame::Requested => return Next::Ended,
             // It may have run: an at-most-once task never starts again, whatever the cause.
@@ -562,6 +568,26 @@ mod tests {
         job.end_attempt(1, &on(1, &End::Exited(3)), NOW);
         assert_eq!(job.retry(NOW), 1);
         assert_eq!(job.place_next().map(|(task, number)| (task, number.get())), Some((1, 2)));
+    }
+
+    #[test]
+    fn a_task_that_brings_down_one_node_five_times_is_held_as_well() {
+        let mut job = job(1, Retries { failed: 0, lost: 9, drained: 0 }, Delivery::AtLeastOnce);
+        let lose = |job: &mut JobRecord, node| {
+            job.place_next().expect("it waits");
+            job.end_attempt(0, &on(node, &End::SpawnerLost), NOW)
+        };
+        for _ in 1..limits::POISON_FALLS {
+            assert_eq!(lose(&mut job, 1), Next::Waiting);
+        }
+        assert_eq!(lose(&mut job, 1), Next::Held);
+        assert_eq!(job.retry(NOW), 1);
+        assert_eq!(lose(&mut job, 1), Next::Waiting, "a retry forgets the past");
+        let mut bounded = self::job(1, Retries::default(), Delivery::AtLeastOnce);
+        for _ in 0..Retries::default().lost {
+            assert_eq!(lose(&mut bounded, 1), Next::Waiting);
+        }
+        assert_eq!(lose(&mut bounded, 1), Next::Ended, "its budget ends it before");
     }
 
     #[test]

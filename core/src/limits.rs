@@ -49,6 +49,9 @@ pub const COOLING: Millis = Millis::from_secs(60);
 pub const FAULTS_BEFORE_DRAIN: u32 = 8;
 /// A task that was running on this many nodes when they were lost is held.
 pub const POISON_NODES: usize = 3;
+/// The same for a task that was running so many times when its node was lost, on however few nodes: a bad host would
+/// show on its other tasks too, so one node may fall more often than several.
+pub const POISON_FALLS: u32 = 5;
 /// Numbers of attempts that a store can have lost of one task, as far as it believes a host.
 pub const NUMBERS_PASSED_MAX: u32 = 16;
 /// A timer that is overdue by this much shows that the coordinator itself was stopped.

@@ -74,11 +74,13 @@ pub enum Mutation {
     DiskFullIgnored,
     /// When an operator releases the brake, all silent nodes are given up together.
     ReleasedAtOnce,
+    /// A task that brings down one node again and again goes on.
+    PoisonOfOneNode,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::EvictAfterFailover,
         Self::LeaseFromReceipt,
         Self::NoEpochOnResults,
@@ -112,6 +114,7 @@ impl Mutation {
         Self::StopReasonOverwritten,
         Self::DiskFullIgnored,
         Self::ReleasedAtOnce,
+        Self::PoisonOfOneNode,
     ];
 }
 

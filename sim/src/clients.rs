@@ -27,6 +27,8 @@ use crate::{
 
 /// The name of jobs that do not end by themselves.
 pub const ENDLESS: &str = "endless";
+/// Each host's own name.
+pub const HOST_LABEL: &str = "host";
 /// The pool of hosts that join by themselves.
 pub const STATIC: &str = "batch";
 /// The pool that a provider makes hosts for.
@@ -189,18 +191,21 @@ impl World {
             _any => None,
         };
         let poison = self.rng.chance(mix.poison);
+        // Some can run on one host alone, and have budget enough to bring it down again and again.
+        let is_pinned = poison && self.rng.chance(600);
+        let host = format!("host-{}", self.rng.between(0, self.setup.hosts.max(1) as u64));
         let limited = self.rng.chance(mix.limited);
         let name = if self.rng.chance(mix.endless) { ENDLESS } else { "" };
         let spec = JobSpec {
             name: name.into(),
             owner: Actor("client".into()),
-            pool,
+            pool: pool.filter(|_| !is_pinned),
             priority: i32::try_from(self.rng.between(0, 3)).unwrap_or(0),
             tasks: if poison { 1 } else { u32::try_from(self.rng.between(1, 7)).unwrap_or(1) },
             request: Resources { cpu_milli: 500 * self.rng.between(1, 3), memory_bytes: 1 << 30, disk_bytes: 0 },
             fences: BTreeSet::new(),
-            constraints: BTreeMap::new(),
-            delivery,
+            constraints: is_pinned.then(|| (HOST_LABEL.to_owned(), host)).into_iter().collect(),
+            delivery: if is_pinned { Delivery::AtLeastOnce } else { delivery },
             on_drain: match self.rng.between(0, 10) {
                 0..=3 => OnDrain::Requeue,
                 4 => OnDrain::Checkpoint { signal: 10 },
@@ -208,7 +213,11 @@ impl World {
             },
             retries: Retries {
                 failed: u32::try_from(self.rng.between(0, 3)).unwrap_or(0),
-                lost: if self.rng.chance(500) { 3 } else { 1 },
+                lost: match self.rng.chance(500) {
+                    _any if is_pinned => 12,
+                    true => 3,
+                    false => 1,
+                },
                 drained: if self.rng.chance(500) { 16 } else { 1 },
             },
             time_limit: limited.then(|| Millis(self.rng.between(1_000, 60_000))),

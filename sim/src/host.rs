@@ -15,6 +15,7 @@ use muster_core::{
 
 use crate::{
     agenda::Action,
+    clients::HOST_LABEL,
     network::{Link, Report},
     setup::Fault,
     truth::Violation,
@@ -217,7 +218,7 @@ impl SimHost {
             stream: if self.is_old { 0 } else { u64::from(self.streams_since_start) },
             instance: self.instance.clone(),
             capacity: self.capacity,
-            labels: BTreeMap::new(),
+            labels: BTreeMap::from([(HOST_LABEL.to_owned(), self.name.clone())]),
             fences: std::iter::once("lease.timer".to_owned()).collect(),
             held,
             closed_for_drain: self.agent.as_ref().and_then(Host::closed_for).unwrap_or_default(),

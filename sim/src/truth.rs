@@ -91,6 +91,7 @@ struct Task {
     drained: u32,
     /// Nodes that were lost, or their spawners, while it ran there.
     brought_down: BTreeSet<NodeId>,
+    falls: u32,
     /// Its one end.
     end: Option<String>,
 }
@@ -239,6 +240,8 @@ impl Truth {
             // What this leader does with it may be lost; then the brake holds for longer.
             Event::ReleaseBrake { .. } if now < self.brake_until => {
                 (self.brake_until, self.paced_until) = (now, now + surely(limits::BRAKE_HOLD));
+                // The first one may go at once.
+                self.given_up = Timestamp(0);
             }
             Event::Cancel { job, .. } => {
                 self.cancels.insert(*job);

@@ -172,7 +172,9 @@ impl Fleet {
                 Next::Ended => "",
                 Next::Waiting => "; it is placed again",
                 Next::Delayed(_) => "; it is placed again after a pause",
-                Next::Held => "; its task is held, because it brought down several nodes: retry or cancel it",
+                Next::Held => {
+                    "; its task is held, because it brought down its nodes again and again: retry or cancel it"
+                }
             };
             record(out, now, Subject::Job(id.job), "attempt_ended", format!("attempt {id}: {end}{then}"), None);
         }

@@ -162,10 +162,11 @@ impl Fleet {
         let job = self.jobs.get(&id)?;
         if job.waiting.is_empty() && job.delayed.is_empty() && !job.held.is_empty() {
             return Some(format!(
-                "{} tasks are held: each brought down {} nodes; `muster job retry` tries them again, \
-                 `muster job cancel` ends them",
+                "{} tasks are held: each brought down {} nodes, or fewer {} times; `muster job retry` tries them \
+                 again, `muster job cancel` ends them",
                 job.held.len(),
-                limits::POISON_NODES
+                limits::POISON_NODES,
+                limits::POISON_FALLS
             ));
         }
         if job.waiting.is_empty() {

@@ -27,6 +27,7 @@ impl Truth {
             {
                 (known.failed, known.lost, known.drained, known.end) = (0, 0, 0, None);
                 known.brought_down.clear();
+                known.falls = 0;
             }
         }
     }
@@ -162,6 +163,7 @@ impl Truth {
         }
         if record.started.is_some() && end.takes_the_host_along() {
             task.brought_down.insert(record.node);
+            task.falls += 1;
         }
         let ended = job.end_of(id.task).map(str::to_owned);
         if self.retried.contains(&id.job) {
@@ -186,9 +188,11 @@ impl Truth {
         if ended.is_none() && (job.cancelled_by.is_some() || job.cancelled_tasks.contains(&id.task)) {
             return broken("FL-1", format!("task {}.{} goes on after {end}, and was cancelled", id.job, id.task));
         }
-        if ended.is_none() && task.brought_down.len() >= limits::POISON_NODES && !job.held.contains(&id.task) {
-            let count = task.brought_down.len();
-            return broken("case 17", format!("task {}.{} brought down {count} nodes and goes on", id.job, id.task));
+        let (count, falls) = (task.brought_down.len(), task.falls);
+        let is_poison = count >= limits::POISON_NODES || falls >= limits::POISON_FALLS;
+        if ended.is_none() && is_poison && !job.held.contains(&id.task) {
+            let what = format!("task {}.{} brought down {count} nodes, {falls} times, and goes on", id.job, id.task);
+            return broken("case 17", what);
         }
         task.end = ended;
         Ok(())
