@@ -475,6 +475,7 @@ impl Driver {
                 }
             }
             Effect::CreateHost { pool, host, template } => self.order_host(HostOrder::Create { pool, host, template }),
+            Effect::AskHost { pool, host } => self.order_host(HostOrder::Describe { pool, host }),
             Effect::DeleteHost { pool, host, node } => self.order_host(HostOrder::Delete { pool, host, node }),
             Effect::Welcome { .. }
             | Effect::GrantLease { .. }

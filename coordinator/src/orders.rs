@@ -37,6 +37,13 @@ pub enum HostOrder {
         /// What to make.
         template: HostTemplate,
     },
+    /// Ask whether a host may be deleted.
+    Describe {
+        /// The pool.
+        pool: PoolName,
+        /// The stored request.
+        host: HostRequestId,
+    },
     /// End a host.
     Delete {
         /// The pool.
@@ -100,7 +107,9 @@ pub fn order_of(effect: Effect, told: Seen, seal: &Seal) -> Option<(SessionId, O
         Effect::Reopen { session, revision, .. } => {
             (session, Order::Message(Message::Reopen(v1::Reopen { revision: revision.0 })))
         }
-        Effect::Reply { .. } | Effect::CreateHost { .. } | Effect::DeleteHost { .. } => return None,
+        Effect::Reply { .. } | Effect::CreateHost { .. } | Effect::AskHost { .. } | Effect::DeleteHost { .. } => {
+            return None;
+        }
     })
 }
 

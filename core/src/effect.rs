@@ -154,6 +154,13 @@ pub enum Effect {
         /// What to make.
         template: HostTemplate,
     },
+    /// Ask whether a host may be deleted. Answered by `HostDescribed`.
+    AskHost {
+        /// The pool.
+        pool: PoolName,
+        /// The request that made it.
+        host: HostRequestId,
+    },
     /// End a host. Idempotent by `host`.
     DeleteHost {
         /// The pool.

@@ -353,6 +353,15 @@ pub enum Event {
         /// The provider's sentence.
         reason: String,
     },
+    /// A provider was asked whether a host may be deleted.
+    HostDescribed {
+        /// The pool.
+        pool: PoolName,
+        /// The request that made it.
+        host: HostRequestId,
+        /// Why it is not; none: it may be.
+        kept: Option<String>,
+    },
     /// A provider was asked for its hosts.
     ProviderHeard {
         /// A pool of its.

@@ -60,6 +60,10 @@ pub const ABSENCE: Millis = Millis::from_secs(5);
 pub const DRAIN_ASK_AGAIN: Millis = Millis::from_secs(2);
 /// Deadline of a drain that names none and is not told to have none.
 pub const DRAIN_DEADLINE: Millis = Millis::from_secs(30 * 60);
+/// A provider's word that a host may be deleted is good for this long.
+pub const PREFLIGHT_CLEARED: Millis = Millis::from_secs(60);
+/// A host that its provider keeps is no victim for this long; then it is asked again.
+pub const PREFLIGHT_KEPT: Millis = Millis::from_secs(5 * 60);
 /// Rolling drains that go on at the same time.
 pub const ROLLINGS_MAX: usize = 64;
 /// A released host that has not confirmed by then is asked again.

@@ -157,6 +157,22 @@ pub enum Host {
     },
 }
 
+/// What a provider says of deleting a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Preflight {
+    /// It was asked then.
+    Asked(Timestamp),
+    /// It may be deleted, as of then.
+    Cleared(Timestamp),
+    /// It is not deleted now.
+    Kept {
+        /// As of then.
+        since: Timestamp,
+        /// Why.
+        reason: String,
+    },
+}
+
 /// A pool in memory: its record, and what a restart rebuilds or learns anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
@@ -176,6 +192,8 @@ pub struct Pool {
     pub ongoing: Ongoing,
     /// How long its tasks waited.
     pub waits: Waits,
+    /// What its provider says of deleting hosts of it.
+    pub preflights: BTreeMap<HostRequestId, Preflight>,
     /// Why its provider gives no answer; none: it does, or was not asked.
     pub provider_trouble: Option<String>,
     /// It is not looked at again before.
@@ -197,6 +215,7 @@ impl Pool {
             runs: Runs::default(),
             ongoing: Ongoing::default(),
             waits: Waits::default(),
+            preflights: BTreeMap::new(),
             provider_trouble: None,
             next_look: Timestamp(0),
             view: PoolView::default(),

@@ -253,6 +253,11 @@ impl World {
                 let host = HostRequestId(first.parse().expect("a host"));
                 self.apply(Event::HostGone { pool: PoolName("local".into()), host })
             }
+            "host_described" => {
+                let host = HostRequestId(first.parse().expect("a host"));
+                let kept = words.named.get("kept").map(|reason| (*reason).to_owned());
+                self.apply(Event::HostDescribed { pool: PoolName("local".into()), host, kept })
+            }
             "host_failed" => {
                 let host = HostRequestId(first.parse().expect("a host"));
                 self.apply(Event::HostFailed { pool: PoolName("local".into()), host, reason })
@@ -263,6 +268,7 @@ impl World {
             }
             "release_brake" => self.apply(Event::ReleaseBrake { request, actor, reason }),
             "accept_loss" => self.apply(Event::AcceptLoss { request, actor, reason }),
+            "explain_pool" => self.fleet.explain_pool(&PoolName("local".into())),
             "explain" => {
                 let job: JobId = first.parse().expect("a job id");
                 vec![self.fleet.explain_wait(job).unwrap_or_else(|| "nothing waits".into())]
@@ -418,7 +424,8 @@ impl World {
         let small = |key, default| u32::try_from(words.number(key, default)).expect("a small number");
         let host =
             HostTemplate { cpu_milli: 1_000, memory_bytes: 4 << 30, disk_bytes: 1 << 30, labels: BTreeMap::new() };
-        let (name, provider) = (PoolName("local".into()), ProviderKind::Local);
+        let exec = words.text("provider", "") == "exec";
+        let (name, provider) = (PoolName("local".into()), if exec { ProviderKind::Exec } else { ProviderKind::Local });
         let policy = PoolPolicy {
             placement: if words.text("placement", "") == "bin-pack" {
                 PlacementOrder::BinPack
@@ -504,6 +511,7 @@ fn effect(effect: &Effect) -> String {
         Effect::Reopen { node, revision, .. } => format!("{node} <- reopen revision={}", revision.0),
         Effect::CloseSession { node, reason, .. } => format!("{node} <- close: {reason}"),
         Effect::CreateHost { pool, host, .. } => format!("provider: create host {} for {pool}", host.0),
+        Effect::AskHost { pool, host } => format!("provider: may host {} of {pool} be deleted?", host.0),
         Effect::DeleteHost { pool, host, .. } => format!("provider: delete host {} of {pool}", host.0),
     }
 }

@@ -518,6 +518,7 @@ impl World {
             | Effect::Acknowledge { .. }
             | Effect::Recall { .. }
             | Effect::NoticeDrain { .. }
+            | Effect::AskHost { .. }
             | Effect::AskDrained { .. }
             | Effect::Release { .. }
             | Effect::Reopen { .. }

@@ -166,6 +166,7 @@ pub(crate) const fn event_name(event: &Event) -> &'static str {
         Event::HostFailed { .. } => "host_failed",
         Event::HostGone { .. } => "host_gone",
         Event::HostDeleteFailed { .. } => "host_delete_failed",
+        Event::HostDescribed { .. } => "host_described",
         Event::ProviderHeard { .. } => "provider_heard",
     }
 }

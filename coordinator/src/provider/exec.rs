@@ -113,7 +113,7 @@ impl ExecHosts {
     async fn begin(&self, work: &mut Work, ask: Ask) {
         let (pool, host) = match &ask {
             Ask::Create(new) => (new.pool.clone(), new.host),
-            Ask::Delete { pool, host } => (pool.clone(), *host),
+            Ask::Describe { pool, host } | Ask::Delete { pool, host } => (pool.clone(), *host),
         };
         let Some(program) = self.program_of(&pool).await else { return };
         if work.orders.insert(host) {
@@ -121,6 +121,7 @@ impl ExecHosts {
             work.tasks.spawn(async move {
                 match ask {
                     Ask::Create(new) => this.create(&program, new).await,
+                    Ask::Describe { pool, host } => this.describe(&program, pool, host).await,
                     Ask::Delete { pool, host } => this.delete(&program, pool, host).await,
                 }
                 Done::Order(host)
@@ -218,6 +219,15 @@ impl ExecHosts {
                 self.links.tell(Event::HostDeleteFailed { pool, host, reason: error.to_string() }).await;
             }
         }
+    }
+
+    /// Who cannot say that a host may go keeps it.
+    async fn describe(&self, program: &Program, pool: PoolName, host: HostRequestId) {
+        let kept = match program.ask::<Described>(Operation::Describe, &self.which(&pool, host)).await {
+            Ok(described) => described.keep,
+            Err(error) => Some(error.to_string()),
+        };
+        self.links.tell(Event::HostDescribed { pool, host, kept }).await;
     }
 
     /// The last chance to see what became of a host that is ended before anybody has heard of it.

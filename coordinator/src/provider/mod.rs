@@ -31,6 +31,13 @@ const ORDERS_MAX: usize = 1_024;
 pub enum Ask {
     /// Make a host that joins as this node.
     Create(NewHost),
+    /// Say whether a host may be deleted.
+    Describe {
+        /// The pool.
+        pool: PoolName,
+        /// The request that made it.
+        host: HostRequestId,
+    },
     /// End a host.
     Delete {
         /// The pool.
@@ -119,7 +126,9 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, places: Pl
     }
     while let Some(order) = orders.recv().await {
         let (pool, host) = match &order {
-            HostOrder::Create { pool, host, .. } | HostOrder::Delete { pool, host, .. } => (pool.clone(), *host),
+            HostOrder::Create { pool, host, .. }
+            | HostOrder::Describe { pool, host }
+            | HostOrder::Delete { pool, host, .. } => (pool.clone(), *host),
         };
         let name = pool.clone();
         let kind = handle.query(move |fleet, _| fleet.pool(&name).map(|pool| pool.policy.provider)).await;
@@ -135,6 +144,7 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, places: Pl
         };
         let (ask, creates) = match order {
             HostOrder::Create { pool, host, template } => (Ask::Create(NewHost { pool, host, template }), true),
+            HostOrder::Describe { pool, host } => (Ask::Describe { pool, host }, false),
             HostOrder::Delete { pool, host, .. } => (Ask::Delete { pool, host }, false),
         };
         match provider {

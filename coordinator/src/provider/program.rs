@@ -143,6 +143,9 @@ pub struct ListedHost {
 pub struct Described {
     /// For people: a state, the last line of its console.
     pub summary: String,
+    /// Why it must not be deleted now; none: it may.
+    #[serde(default)]
+    pub keep: Option<String>,
 }
 
 /// Why there is no answer.

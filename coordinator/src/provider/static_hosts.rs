@@ -31,6 +31,8 @@ impl Provider for StaticHosts {
                         host: new.host,
                         reason: "hosts of a static pool join by themselves, with a token".to_owned(),
                     },
+                    // Nobody deletes it, so nobody keeps it either.
+                    Ask::Describe { pool, host } => Event::HostDescribed { pool, host, kept: None },
                     Ask::Delete { pool, host } => Event::HostDeleteFailed {
                         pool,
                         host,

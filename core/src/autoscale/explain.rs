@@ -12,6 +12,9 @@ use crate::{
     time::{Millis, Timestamp},
 };
 
+/// Kept hosts that are named.
+const KEPT_NAMED: usize = 3;
+
 /// What the scaler looks at now, a line each: its label, then the sentence.
 #[must_use]
 pub fn explain(policy: &PoolPolicy, view: &PoolView) -> Vec<String> {
@@ -41,6 +44,10 @@ pub fn explain(policy: &PoolPolicy, view: &PoolView) -> Vec<String> {
     line("limits", limits_text(policy, view, &limits));
     line("scale-out", scale_out_text(policy, view, &limits, &asks));
     line("scale-in", scale_in_text(policy, view, &limits, &asks));
+    if !view.kept.is_empty() {
+        let named: Vec<&str> = view.kept.iter().take(KEPT_NAMED).map(String::as_str).collect();
+        line("kept", format!("{} hosts by their provider: {}", view.kept.len(), named.join(", ")));
+    }
     line("metrics", metrics_text(view));
     line("hosts boot", format!("in {} as measured, at most {}", view.boot, policy.boot_deadline));
     lines

@@ -146,6 +146,8 @@ pub struct Pinned {
 pub struct PoolView {
     /// When it was seen.
     pub at: Timestamp,
+    /// Hosts that their provider does not delete now, each with its reason: no victims.
+    pub kept: Vec<String>,
     /// Hosts that take or will take work: live or silent and eligible, or booting.
     pub supply: u32,
     /// Those of them that boot.

@@ -69,6 +69,7 @@ struct Tally {
     cancellable: Vec<NodeId>,
     idle: Vec<IdleHost>,
     busy: Vec<BusyHost>,
+    kept: Vec<String>,
     /// That should be heard, and that were lately.
     expected: u32,
     heard: u32,
@@ -154,6 +155,13 @@ impl Fleet {
         for (id, node) in &self.nodes {
             let Some((tally, capacity, busy)) = tallies.get_mut(&node.record.pool) else { continue };
             tally.add(*id, node, capacity, now);
+            // Who is kept by its provider is supply like any other, and no victim.
+            let pool = self.pools.get(&node.record.pool);
+            if let Some(reason) = pool.and_then(|pool| pool.kept(node.record.host, now)) {
+                tally.idle.retain(|host| host.node != *id);
+                tally.kept.push(format!("{} ({reason})", node.record.name));
+                continue;
+            }
             if *busy && node.is_placeable() && !node.attempts.is_empty() {
                 tally.busy.push(BusyHost { node: *id, work: self.work_on(node, now) });
             }
@@ -359,6 +367,7 @@ impl Tally {
             cancellable: self.cancellable,
             idle: self.idle,
             busy: self.busy,
+            kept: self.kept,
             readings: Readings {
                 cpu: self.cpu.reading(self.expected),
                 memory: self.memory.reading(self.expected),

@@ -14,6 +14,7 @@ mod gauge;
 mod mend;
 mod operator;
 mod placing;
+mod preflight;
 mod reconcile;
 mod restore;
 mod rolling;
@@ -237,6 +238,7 @@ impl Fleet {
             Event::HostFailed { pool, host, reason } => self.host_failed(&pool, host, &reason, now, out),
             Event::HostGone { pool, host } => self.host_gone(&pool, host, now, out),
             Event::HostDeleteFailed { pool, host, reason } => self.host_delete_failed(&pool, host, reason, now, out),
+            Event::HostDescribed { pool, host, kept } => self.host_described(&pool, host, kept, now, out),
             Event::ProviderHeard { pool, trouble } => self.provider_heard(&pool, trouble, now, out),
         }
     }

@@ -119,9 +119,13 @@ impl Fleet {
             Some(ProviderKind::Static) => DrainThen::Stop,
             None => return,
         };
+        let release = self.cleared(name, release, now, out);
+        if release.is_empty() {
+            return;
+        }
         let to = view.supply - u32::try_from(release.len()).unwrap_or(0).min(view.supply);
         self.record_scaling(name, view, to, String::from(reason), now, out);
-        for node in release {
+        for node in &release {
             let actor = Actor(String::from(SCALER));
             // Who is idle may refuse, should work have come meanwhile; a busy host was named by the policy.
             let has_work = self.nodes.get(node).is_some_and(|node| !node.attempts.is_empty());
