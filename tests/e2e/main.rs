@@ -20,6 +20,7 @@ mod restarts;
 mod restored;
 mod reuse;
 mod rolling;
+mod shrinking;
 mod spawner;
 mod upgrade;
 mod usage;

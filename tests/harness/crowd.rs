@@ -137,6 +137,16 @@ impl Crowd {
         crowd
     }
 
+    /// One more agent, which joins as this with a token that somebody else was given.
+    ///
+    /// # Panics
+    /// If it cannot join.
+    pub async fn join_with(&mut self, fleet: &Fleet, claim: Claim, token: &str) {
+        let state = self.folder.path().join(&claim.name);
+        let identity = join_by(fleet, &state, &claim.name, token).await;
+        self.add(fleet, identity, claim);
+    }
+
     fn add(&mut self, fleet: &Fleet, identity: Identity, claim: Claim) {
         let agent = Agent {
             host: listed(Host::new(claim.capacity, None)),
@@ -209,9 +219,13 @@ impl Drop for Crowd {
 
 /// An identity for a node of this name.
 async fn join(fleet: &Fleet, state: &Path, name: &str) -> Identity {
+    join_by(fleet, state, name, &fleet.token("").await).await
+}
+
+async fn join_by(fleet: &Fleet, state: &Path, name: &str, token: &str) -> Identity {
     std::fs::create_dir_all(state).expect("a folder in our own");
     let addresses: Vec<String> = fleet.address.split(',').map(str::to_owned).collect();
-    Identity::join(state, &addresses, &fleet.token("").await, name).await.expect("a fresh token joins")
+    Identity::join(state, &addresses, token, name).await.expect("a fresh token joins")
 }
 
 fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {

@@ -145,6 +145,12 @@ impl Fleet {
         self.folder.path().join("coordinator")
     }
 
+    /// The folder of the programs that make hosts; not there unless a test makes it.
+    #[must_use]
+    pub fn providers(&self) -> PathBuf {
+        self.folder.path().join("providers")
+    }
+
     /// Starts the coordinator (again) without waiting for it.
     pub fn launch_coordinator(&mut self) {
         let port_file = self.folder.path().join("port");
@@ -180,6 +186,7 @@ impl Fleet {
         let mut arguments: Vec<OsString> = ["coordinator", "serve", "--init", "--data"].map(OsString::from).to_vec();
         arguments.push(self.data().into());
         arguments.extend(["--listen".into(), self.address.clone().into(), "--port-file".into(), port_file.into()]);
+        arguments.extend(["--providers".into(), self.providers().into()]);
         arguments
     }
 
