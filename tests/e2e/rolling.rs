@@ -9,7 +9,7 @@ use std::{
 
 use muster_core::{ids::AttemptId, resources::Resources};
 use muster_proto::v1::{self, end::Reason};
-use muster_tests::{Crowd, Fleet, WAIT, client::is_away, crowd::code_of, eventually};
+use muster_tests::{Crowd, Fleet, WAIT, client::is_away, crowd::code_of, eventually, part::muster_binary};
 
 /// Drained, and beside them nodes that take what arrives.
 const NODES: usize = 100;
@@ -245,4 +245,61 @@ async fn a_drain_in_turn_that_is_ended_leaves_the_drained_nodes_drained_and_resu
     let done = fleet.client.finished(job, WAIT).await;
     assert!(done.tasks.iter().all(|task| task.attempts.len() == 1), "nothing was moved: {:?}", done.tasks);
     assert!(crowd.seen().stopped.is_empty());
+}
+
+/// Exit code, stdout and stderr of a command.
+async fn muster(fleet: &Fleet, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = tokio::process::Command::new(muster_binary());
+    command.args(arguments).env("MUSTER_SERVER", format!("unix:{}", fleet.data().join("operator.sock").display()));
+    let output = command.stdin(std::process::Stdio::null()).output().await.expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_say_what_a_drain_in_turn_does_and_how_far_it_is() {
+    let fleet = Fleet::start().await;
+    let capacity = Resources { cpu_milli: 100, memory_bytes: 1 << 20, disk_bytes: 1 << 20 };
+    let crowd = Crowd::join(&fleet, 4, capacity).await;
+    eventually("all nodes are ready", LONG, async || {
+        (fleet.client.nodes().await.iter().filter(|node| node.state == "ready").count() == 4).then_some(())
+    })
+    .await;
+    let mut template = some_tasks(&fleet);
+    template.tasks = 4;
+    let job = fleet.client.submit(template).await;
+    fleet.client.running(job, 4).await;
+    let drain = ["node", "drain", "crowd-[0-2]", "--reason", "new kernel", "--deadline", "1h"];
+
+    let (code, out, err) = muster(&fleet, &[&drain[..], &["--dry-run", "--max-parallel", "1"]].concat()).await;
+    assert_eq!(code, Some(10), "something would change: {err}");
+    assert_eq!(out.matches("may finish until the deadline").count(), 3, "{out}");
+    assert!(err.contains("no other node has room"), "the fourth is full: {err}");
+    let (code, _, err) = muster(&fleet, &[&drain[..], &["--max-parallel", "0"]].concat()).await;
+    assert_eq!(code, Some(2), "{err}");
+    let (code, _, err) = muster(&fleet, &[&drain[..], &["--max-parallel", "50%"]].concat()).await;
+    assert!(code == Some(2) && err.contains("needs -y"), "it touches more than one: {err}");
+
+    let (code, out, err) = muster(&fleet, &[&drain[..], &["--max-parallel", "50%", "-y"]].concat()).await;
+    assert!(code == Some(0) && err.contains("`muster drain cancel r1` undoes it"), "{err}");
+    assert_eq!(out.matches("waits for its turn (at most 1 at once)").count(), 2, "half of three is one: {out}");
+    let (_, out, _) = muster(&fleet, &["drain", "list", "-o", "json"]).await;
+    let list: serde_json::Value = serde_json::from_str(&out).expect("a document");
+    let only = &list["items"][0];
+    assert_eq!((&only["drain"], &only["drained"], &only["nodes"]), (&"r1".into(), &0.into(), &3.into()), "{out}");
+    assert_eq!((only["waiting"].as_array().map(Vec::len), &only["within_ms"]), (Some(2), &3_600_000.into()), "{out}");
+    let (code, out, err) = muster(&fleet, &["drain", "show", "r1"]).await;
+    assert!(code == Some(0) && err.contains("0 of 3 nodes are drained") && err.contains("new kernel"), "{err}");
+    assert_eq!(out.matches("waits for its turn").count(), 2, "{out}");
+
+    // A wait goes on over all turns, and a drain that is over is none any more.
+    let waits = ["node", "drain", "crowd-3", "--reason", "too", "--max-parallel", "1", "--wait", "--timeout", "60s"];
+    crowd.end_below(4);
+    let (code, out, err) = muster(&fleet, &waits).await;
+    assert!(code == Some(0) && out.contains("crowd-3  drained"), "{out}{err}");
+    eventually("both are over", WAIT, async || rolling(&fleet).await.rolling.is_empty().then_some(())).await;
+    let (code, _, err) = muster(&fleet, &["drain", "cancel", "r1"]).await;
+    assert!(code == Some(3) && err.contains("r1"), "it is over: {err}");
+    let (_, out, _) = muster(&fleet, &["events"]).await;
+    assert!(out.contains("rolling_done") && out.contains("r1: 3 of 3 nodes drained"), "{out}");
 }
