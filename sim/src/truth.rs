@@ -490,7 +490,7 @@ impl Truth {
         coverage.add("evidence", "kept", out.touched.evidence.len() as u64);
         for entry in &out.touched.history {
             coverage.history(&entry.kind);
-            self.note_gone(entry, fleet);
+            self.note_turn_over(entry, fleet);
         }
         for name in &out.touched.pools {
             if let Some(pool) = fleet.pool(name) {

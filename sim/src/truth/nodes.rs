@@ -89,9 +89,10 @@ impl Truth {
         Ok(())
     }
 
-    /// Who is gone drains for nobody, also if it speaks again in the same batch.
-    pub(super) fn note_gone(&mut self, entry: &HistoryEntry, fleet: &Fleet) {
-        if let (Subject::Node(id), "gone") = (&entry.subject, entry.kind.as_str())
+    /// Who is gone, or has proved that nothing is left, has had its turn, also if it speaks again in the same batch and
+    /// has to prove it anew.
+    pub(super) fn note_turn_over(&mut self, entry: &HistoryEntry, fleet: &Fleet) {
+        if let (Subject::Node(id), "gone" | "drain_proved") = (&entry.subject, entry.kind.as_str())
             && let Some(drain) = fleet.node(*id).and_then(NodeRecord::drain)
         {
             self.had_turn.insert((*id, drain.order.reason.clone()));
