@@ -293,6 +293,11 @@ impl World {
             }
         }
         let lost = self.store.lose(count);
+        if self.occurs(Fault::StoreSlow, 500) {
+            // The copy that takes over has to warm up: what hosts say meanwhile comes in large batches.
+            self.store.slow_until = self.now + Millis(self.rng.between(20_000, 90_000));
+            self.lose_sight_of_machines();
+        }
         self.note_lost_jobs();
         self.truth.lost_writes(lost, &self.store);
     }

@@ -197,9 +197,13 @@ impl World {
             is_known && held.phase == HeldPhase::Running && sandbox.is_some_and(|sandbox| sandbox.verdict.is_none())
         };
         let Some(agent) = known.agent.as_ref().filter(|agent| agent.held().all(runs)) else { return Ok(()) };
-        if agent.is_empty() || !known.is_welcome || known.session.is_none() || known.agent_paused > self.now {
+        let Some(session) = known.session.filter(|_| known.is_welcome && known.agent_paused <= self.now) else {
+            return Ok(());
+        };
+        if agent.is_empty() {
             return Ok(());
         }
+        self.truth.forgotten(agent.held().map(|held| held.attempt), session, known.sequence);
         self.count("host", "forgot what ran");
         self.kill_spawner(host);
         self.begin_anew(host)

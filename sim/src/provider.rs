@@ -112,6 +112,18 @@ impl World {
         }
     }
 
+    /// What takes the store takes other things along: the provider misses machines that come back to a coordinator.
+    pub(crate) fn lose_sight_of_machines(&mut self) {
+        for _ in 0..3 {
+            if let Some((pool, host)) = self.some_machine()
+                && self.occurs(Fault::ProviderLies, 700)
+            {
+                let event = Box::new(Event::HostGone { pool, host });
+                self.after(1_000, 25_000, Action::ProviderTells { event });
+            }
+        }
+    }
+
     /// A machine that lives, for a provider that says otherwise.
     pub(crate) fn some_machine(&mut self) -> Option<(PoolName, HostRequestId)> {
         let living: Vec<(PoolName, HostRequestId)> = self

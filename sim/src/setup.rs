@@ -162,7 +162,7 @@ faults! {
     /// Only the reserve is left on its disk.
     StoreFull, "store-full", 8;
     /// The store fails over to a copy that lacks its last commits, although they were answered.
-    StoreLosesWrites, "store-loses-writes", 1;
+    StoreLosesWrites, "store-loses-writes", 2;
     /// Its wall clock is set.
     WallJumps, "wall-jumps", 12;
     /// The provider cannot make a host.

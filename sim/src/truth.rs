@@ -160,6 +160,8 @@ pub struct Truth {
     disks: BTreeMap<(SessionId, u64), bool>,
     /// Nodes whose full disk this leader has heard of, or the one before it.
     disk_full: BTreeSet<NodeId>,
+    /// What hosts forgot without a word, and after which heartbeat of which stream.
+    unsaid: BTreeMap<AttemptId, (SessionId, u64)>,
     /// Asked back before they started.
     recalled: BTreeSet<AttemptId>,
     /// Hosts that were asked for and that no provider has said to be gone.
@@ -262,6 +264,28 @@ impl Truth {
             Event::AcceptLoss { .. } => self.accepting = true,
             _other => {}
         }
+    }
+
+    /// An agent and its spawner forget these, which run: its next heartbeat does not name them.
+    pub fn forgotten(&mut self, attempts: impl Iterator<Item = AttemptId>, session: SessionId, sequence: u64) {
+        self.unsaid.extend(attempts.map(|attempt| (attempt, (session, sequence))));
+    }
+
+    /// FL-2: what a host does not hold any more has ended, by the record too.
+    fn check_unsaid(&mut self, fleet: &Fleet, session: SessionId, sequence: u64) -> Result<(), Violation> {
+        let told: Vec<AttemptId> = self
+            .unsaid
+            .iter()
+            .filter(|(_, (stream, last))| *stream == session && *last < sequence)
+            .map(|(attempt, _)| *attempt)
+            .collect();
+        for attempt in told {
+            self.unsaid.remove(&attempt);
+            if fleet.attempt(attempt).is_some() && !self.is_doubtful(attempt.job) {
+                return broken("FL-2", format!("attempt {attempt} goes on by the record, and its host has lost it"));
+            }
+        }
+        Ok(())
     }
 
     /// An agent is asked to give these back: they never start there, and their numbers are not used elsewhere.
@@ -551,6 +575,7 @@ impl Truth {
                     Some(false) => self.disk_full.remove(node),
                     None => false,
                 };
+                self.check_unsaid(fleet, *session, *sequence)?;
             }
         }
         Ok(())
