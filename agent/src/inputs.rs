@@ -2,7 +2,7 @@
 //! packed into one memfd, blobs as slices of cached files.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::fd::OwnedFd,
@@ -106,14 +106,20 @@ pub fn pack(
     if let Some(content) = &body.stdin {
         packer.add_stdin(content)?;
     }
-    for file in body.inputs.iter().chain(&start.inputs) {
+    for file in files_of(body, start) {
         packer.add_file(file)?;
     }
     packer.finish()
 }
 
+/// A file of the attempt's own takes the place of one that all tasks share.
+fn files_of<'a>(body: &'a v1::JobBody, start: &'a v1::StartAttempt) -> impl Iterator<Item = &'a v1::InputFile> {
+    let own: BTreeSet<&[u8]> = start.inputs.iter().map(|file| file.path.as_ref()).collect();
+    body.inputs.iter().filter(move |file| !own.contains(file.path.as_ref())).chain(&start.inputs)
+}
+
 fn contents<'a>(body: &'a v1::JobBody, start: &'a v1::StartAttempt) -> impl Iterator<Item = &'a v1::FileContent> {
-    let files = body.inputs.iter().chain(&start.inputs).filter_map(|file| file.content.as_ref());
+    let files = files_of(body, start).filter_map(|file| file.content.as_ref());
     body.stdin.iter().chain(files)
 }
 
@@ -239,6 +245,15 @@ mod tests {
         let mut all = [0; 6];
         File::from(inputs.descriptors[0].try_clone().unwrap()).read_exact_at(&mut all, 0).unwrap();
         assert_eq!(&all, b"aaabbc");
+    }
+
+    #[test]
+    fn a_file_of_the_attempts_own_takes_the_place_of_a_shared_one() {
+        let body = v1::JobBody { inputs: vec![inline("a", b"new"), inline("b", b"bb")], ..Default::default() };
+        let start = v1::StartAttempt { inputs: vec![inline("a", b"saved")], ..Default::default() };
+        let inputs = pack(&body, &start, &BTreeMap::new()).unwrap();
+        let files: Vec<_> = inputs.files.iter().map(|file| (file.path.as_slice(), file.length)).collect();
+        assert_eq!(files, [(&b"b"[..], 2), (&b"a"[..], 5)]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use muster_core::{
+    end::End,
     ids::{AttemptId, Epoch, JobId, TaskIndex},
     limits,
 };
@@ -24,7 +25,8 @@ use prost::Message as _;
 
 use crate::{
     blobs::{self, Blobs},
-    store::{self, Reader},
+    rpc::Detail,
+    store::{self, Reader, StoredAttempt},
 };
 
 /// Jobs whose bodies are kept decoded.
@@ -76,6 +78,8 @@ pub struct Parts {
     pub array: bool,
     /// Blobs are to be read for its orders.
     pub blobs: bool,
+    /// What an attempt saved when it was drained is there when the next one starts.
+    pub saves: bool,
 }
 
 impl Parts {
@@ -86,7 +90,8 @@ impl Parts {
         body.first_index = template.first_index;
         let array = table.is_none() && (template.tasks > 1 || template.first_index > 0);
         let blobs = convert::blobs_in(&body, table.as_ref()).next().is_some();
-        Self { body, table, first_index: template.first_index, array, blobs }
+        let saves = body.on_drain() == v1::OnDrain::Checkpoint && !body.outputs.is_empty();
+        Self { body, table, first_index: template.first_index, array, blobs, saves }
     }
 
     fn item(&self, task: TaskIndex) -> Option<Bytes> {
@@ -172,10 +177,11 @@ impl Bodies {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut last = None;
         attempts.iter().all(|(attempt, _)| {
+            let again = attempt.number.get() > 1;
             // Attempts of one job come in a row.
-            last == Some(attempt.job) || {
+            (last == Some(attempt.job) && !again) || {
                 last = Some(attempt.job);
-                kept.parts.get(&attempt.job).is_some_and(|(parts, _)| !parts.blobs)
+                kept.parts.get(&attempt.job).is_some_and(|(parts, _)| !(parts.blobs || (parts.saves && again)))
             }
         })
     }
@@ -201,6 +207,26 @@ impl Bodies {
         self.blobs.slice(&digest, offset, usize::try_from(length).unwrap_or(usize::MAX))
     }
 
+    /// What an attempt of the task saved when it was drained: the next one finds it where it was.
+    fn saved(&self, attempt: AttemptId) -> Result<Vec<v1::InputFile>, Error> {
+        let tasks = attempt.task..attempt.task.saturating_add(1);
+        let failed = |source| Error::Store { job: attempt.job, source };
+        let earlier = self.reader.attempts(attempt.job, tasks).map_err(failed)?;
+        let is_drained =
+            |stored: &StoredAttempt| stored.record.ended.as_ref().is_some_and(|ended| ended.end == End::Drained);
+        // One that was drained before it could save says nothing against what an earlier one saved.
+        let outputs = earlier
+            .into_iter()
+            .rev()
+            .filter(|stored| stored.id.number < attempt.number && is_drained(stored))
+            .filter_map(|stored| Detail::read(stored.detail.as_deref()).ended)
+            .map(|ended| ended.outputs)
+            .find(|outputs| !outputs.is_empty());
+        let to_input =
+            |output: v1::OutputFile| v1::InputFile { path: output.path, content: output.content, executable: false };
+        Ok(outputs.unwrap_or_default().into_iter().map(to_input).collect())
+    }
+
     /// The orders for these attempts, as few messages as fit. Blocks when files are read.
     ///
     /// # Errors
@@ -213,10 +239,13 @@ impl Bodies {
         for (attempt, epoch) in attempts {
             let parts = self.get(attempt.job)?;
             let failed = |source| Error::Blob { job: attempt.job, source };
-            let inputs = match parts.row(attempt.task) {
-                Some(row) if !row.inputs.is_empty() => files.inline_inputs(&row.inputs).map_err(failed)?,
-                Some(_) | None => Vec::new(),
-            };
+            let mut own = parts.row(attempt.task).map(|row| row.inputs.clone()).unwrap_or_default();
+            if parts.saves && attempt.number.get() > 1 {
+                let saved = self.saved(*attempt)?;
+                own.retain(|input| !saved.iter().any(|saved| saved.path == input.path));
+                own.extend(saved);
+            }
+            let inputs = if own.is_empty() { own } else { files.inline_inputs(&own).map_err(failed)? };
             let start = v1::StartAttempt {
                 attempt: Some((*attempt).into()),
                 epoch: Some((*epoch).into()),

@@ -212,6 +212,30 @@ async fn a_job_that_saves_is_asked_first_and_waits_again_at_no_budget() {
 }
 
 #[tokio::test]
+async fn what_a_job_saved_is_there_when_it_starts_elsewhere() {
+    let mut fleet = Fleet::with_node().await;
+    // It counts, and begins where it was told to, or where it has been.
+    let script = "read n <count; echo \"from $n\"; trap 'echo $n >count; head -c 200000 /dev/zero >big; exit 0' USR1; \
+         while [ $n -lt 1000 ]; do n=$((n + 1)); sleep 0.05; [ $n != 45 ] || exit 0; done";
+    let mut template = on_drain(fleet.script(script), v1::OnDrain::Checkpoint, 30_000);
+    let body = template.body.as_mut().expect("a body");
+    let content = v1::FileContent { source: Some(v1::file_content::Source::Inline("7\n".into())) };
+    body.inputs = vec![v1::InputFile { path: "count".into(), content: Some(content), executable: false }];
+    // One that travels inside the report, and one through the blob store.
+    body.outputs = vec!["count".into(), "big".into()];
+    let job = fleet.client.submit(template).await;
+    stdout_has(&fleet, job, "from 7").await;
+    fleet.drain("n1", Some(Duration::from_secs(600)), "nothing").await;
+    fleet.client.node_in("n1", "drained").await;
+    fleet.add_node("n2", &NodeOptions::default()).await;
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.tasks[0].attempts.len(), done.end(0)), (2, Reason::Succeeded(v1::Empty {})));
+    let output = String::from_utf8(fleet.client.output(job, 0).await.0).expect("text");
+    let from: Vec<u32> = output.lines().filter_map(|line| line.strip_prefix("from ")?.parse().ok()).collect();
+    assert!(from.last().is_some_and(|n| *n > 7), "it goes on from where it was: {output}");
+}
+
+#[tokio::test]
 async fn a_job_that_saves_and_goes_on_is_told_to_end_then() {
     let fleet = Fleet::with_node().await;
     let script = "trap 'echo saved' USR1; trap 'echo ends; exit 3' TERM; echo ready; while :; do sleep 0.1; done";

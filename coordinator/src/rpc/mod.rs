@@ -15,6 +15,8 @@ mod shown;
 pub mod status;
 mod watch;
 
+pub use shown::Detail;
+
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;

@@ -18,7 +18,7 @@ use crate::store::{Entry, StoredAttempt};
 
 /// What is kept with an attempt's end: the report, and the start's figures.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Detail {
+pub struct Detail {
     #[prost(message, optional, tag = "1")]
     pub ended: Option<v1::AttemptEnded>,
     #[prost(message, optional, tag = "2")]
@@ -27,7 +27,7 @@ pub(super) struct Detail {
 
 impl Detail {
     /// What does not read is shown as if nothing had been kept.
-    pub(super) fn read(bytes: Option<&[u8]>) -> Self {
+    pub fn read(bytes: Option<&[u8]>) -> Self {
         bytes.and_then(|bytes| Self::decode(bytes).ok()).unwrap_or_default()
     }
 }
