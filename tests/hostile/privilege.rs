@@ -76,7 +76,9 @@ pub static CASES: [Case; 13] = [
             refused("set-uid-0|set-gid-0|set-groups|set-host-name", &["EPERM", "EINVAL"]),
             // In a user namespace without root there is no such owner (EINVAL).
             refused("chown", &["EPERM", "EINVAL"]),
-            value("environment", "what was ordered", |text, _| text == "PATH"),
+            value("environment", "what was ordered, and the file that tells of drains", |text, _| {
+                text == "PATH,MUSTER_DRAIN_FILE"
+            }),
             value("own", "its own", is_own_uid),
             crate::case::Rule {
                 tries: "made-runs-as|installed-runs-as",
