@@ -159,6 +159,7 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
     let memory = [packet(&Request::StartInMemory), postcard::to_stdvec(&start()).unwrap_or_default()].concat();
     vec![
         ("attach", packet(&Request::Attach { attempt: KEY })),
+        ("checkpoint", packet(&Request::Checkpoint { attempt: KEY, signal: 10, grace_ms: 5_000 })),
         (
             "collect",
             packet(&Request::Collect {
@@ -170,6 +171,8 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
         ("drained", packet(&Request::Drained)),
         ("forget", packet(&Request::Forget { attempt: KEY })),
         ("hello", packet(&Request::Hello { version: PROTOCOL_VERSION })),
+        ("notice_drain", packet(&Request::NoticeDrain { deadline_unix_s: Some(1_795_804_200) })),
+        ("notice_no_drain", packet(&Request::NoticeNoDrain)),
         ("poweroff", packet(&Request::Poweroff)),
         ("renew_lease", packet(&Request::RenewLease { deadline_boottime_ms: 123_456_789 })),
         ("start", packet(&Request::Start(Box::new(start())))),
