@@ -283,6 +283,8 @@ async fn the_commands_say_what_a_drain_in_turn_does_and_how_far_it_is() {
     let (code, out, err) = muster(&fleet, &[&drain[..], &["--max-parallel", "50%", "-y"]].concat()).await;
     assert!(code == Some(0) && err.contains("`muster drain cancel r1` undoes it"), "{err}");
     assert_eq!(out.matches("waits for its turn (at most 1 at once)").count(), 2, "half of three is one: {out}");
+    let (_, out, _) = muster(&fleet, &["node", "list"]).await;
+    assert_eq!(out.matches("waits for its turn in r1: new kernel").count(), 2, "{out}");
     let (_, out, _) = muster(&fleet, &["drain", "list", "-o", "json"]).await;
     let list: serde_json::Value = serde_json::from_str(&out).expect("a document");
     let only = &list["items"][0];

@@ -39,11 +39,12 @@ pub async fn drain(context: &Context, request: Drain) -> Result<ExitCode> {
     if request.reason.trim().is_empty() {
         return Err(Failure::usage("a drain needs a reason that others can read: --reason TEXT"));
     }
-    let deadline_ms = match (request.no_deadline, request.deadline) {
-        (true, _) => None,
-        (false, Some(span)) => Some(now_ms().saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX / 2))),
-        (false, None) => Some(now_ms() + limits::DRAIN_DEADLINE.0),
-    };
+    let span_ms = request
+        .deadline
+        .map_or(limits::DRAIN_DEADLINE.0, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX / 2));
+    // In turn it is a span of each node's own; at once a moment, so that a repeated request puts nothing off.
+    let from = if request.max_parallel.is_some() { 0 } else { now_ms() };
+    let deadline_ms = (!request.no_deadline).then(|| from.saturating_add(span_ms));
     let mut ask = DrainRequest {
         selector: exactly(&nodes),
         reason: request.reason.clone(),

@@ -148,7 +148,10 @@ pub(super) fn task_state(job: &JobRecord, task: u32) -> (&str, bool) {
 /// A node.
 pub(super) fn node(context: &Context, fleet: &Fleet, id: NodeId, record: &NodeRecord) -> v1::Node {
     let view = fleet.node_view(id);
-    let (reason, actor, since) = why(record);
+    let (mut reason, mut actor, mut since) = why(record);
+    if let (true, Some(turn)) = (reason.is_empty(), turn_of(fleet, record)) {
+        (reason, actor, since) = turn;
+    }
     let (metrics, metrics_ms, agent_version, kernel) = context
         .vitals
         .of(id, |vitals| {
@@ -203,6 +206,14 @@ fn why(record: &NodeRecord) -> (String, String, Option<u64>) {
         }
         (Liveness::Joining | Liveness::Live, Duty::Eligible, Hold::None) => (String::new(), String::new(), None),
     }
+}
+
+/// Why a node that takes work is about to be drained.
+fn turn_of(fleet: &Fleet, record: &NodeRecord) -> Option<(String, String, Option<u64>)> {
+    let id = record.rolling?;
+    let rolling = fleet.meta().rollings.get(&id)?;
+    let reason = format!("waits for its turn in {id}: {}", rolling.order.reason);
+    Some((reason, rolling.order.actor.0.clone(), Some(rolling.requested.0)))
 }
 
 fn drain(record: &NodeRecord) -> Option<v1::Drain> {
