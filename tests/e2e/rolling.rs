@@ -143,13 +143,14 @@ async fn a_pool_of_a_hundred_nodes_drains_ten_at_once_while_jobs_arrive_and_lose
         let list = rolling(&fleet).await;
         let Some(now) = list.rolling.first() else { break };
         assert!(now.draining.len() <= AT_ONCE as usize, "{now:?}");
-        if now.drained >= 40 && !killed {
+        if now.drained >= 20 && !now.waiting.is_empty() && !killed {
             assert!(now.time_left_ms.is_some(), "it says how long it goes on: {now:?}");
             fleet.kill_coordinator();
             fleet.start_coordinator().await;
             killed = true;
         }
-        while outstanding(&fleet, &jobs).await < OUTSTANDING {
+        // One at a time: on a busy machine many would take long, and the middle would have passed.
+        if outstanding(&fleet, &jobs).await < OUTSTANDING {
             jobs.push(fleet.client.submit(some_tasks(&fleet)).await);
         }
     }

@@ -60,7 +60,7 @@ pub struct Claim {
 #[derive(Debug, Default)]
 pub struct Seen {
     /// How often each attempt was started, by who started it.
-    pub starts: BTreeMap<(String, AttemptId, Epoch), u32>,
+    pub starts: BTreeMap<(String, AttemptId), u32>,
     /// Attempts that a coordinator told to stop.
     pub stopped: BTreeSet<AttemptId>,
     /// Ends that a coordinator has stored.
@@ -457,6 +457,8 @@ impl Agent {
     fn carry_out(&mut self, effect: HostEffect, events: &mut Vec<HostEvent>, said: &mut Vec<Message>) {
         match effect {
             HostEffect::Start { attempt } => {
+                // Not when it is reported: what starts while no coordinator listens stands in the next hello.
+                *lock(&self.seen).starts.entry((self.claim.name.clone(), attempt)).or_default() += 1;
                 self.running.insert(attempt, self.life.map(|life| Instant::now() + life(attempt)));
                 events.push(HostEvent::Started { attempt });
             }
@@ -467,7 +469,6 @@ impl Agent {
             }
             HostEffect::Seal { attempt } => events.push(HostEvent::Sealed { attempt, output_lost: false }),
             HostEffect::ReportStarted { attempt, epoch } => {
-                *lock(&self.seen).starts.entry((self.claim.name.clone(), attempt, epoch)).or_default() += 1;
                 said.push(report(attempt, epoch, Change::Started(v1::AttemptStarted::default())));
             }
             HostEffect::ReportEnded { attempt, epoch, end } => {
