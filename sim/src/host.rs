@@ -446,6 +446,7 @@ impl World {
                 }
                 self.say(host, Report::GivenBack(attempts));
             }
+            HostEffect::RenewLease { .. } if spawner == NO_SPAWNER => {}
             HostEffect::RenewLease { deadline } => self.renew_lease(host, deadline),
             HostEffect::PersistClosure { revision } => {
                 let at = self.disk(host);

@@ -210,9 +210,7 @@ impl Host {
         now: Boottime,
         effects: &mut Vec<HostEffect>,
     ) {
-        if let Some(deadline) = self.lease.on_granted(sequence, duration, now) {
-            effects.push(HostEffect::RenewLease { deadline });
-        }
+        let renewed = self.lease.on_granted(sequence, duration, now);
         for attempt in unknown {
             // The coordinator saw our report (it came before that heartbeat on the
             // same stream) and still does not know the attempt: nobody waits for its end.
@@ -225,6 +223,10 @@ impl Host {
             } else {
                 self.end_unknown(*attempt, effects);
             }
+        }
+        // After the stops: an agent that dies between must not have let what is to end run on for another lease (FL-3).
+        if let Some(deadline) = renewed {
+            effects.push(HostEffect::RenewLease { deadline });
         }
     }
 
@@ -390,10 +392,6 @@ impl Host {
         effects: &mut Vec<HostEffect>,
     ) {
         self.spawner = Some(spawner);
-        // A new one has no lease: an exclusive job that we start under ours would be ended at once under its.
-        if now < self.lease.deadline {
-            effects.push(HostEffect::RenewLease { deadline: self.lease.deadline });
-        }
         self.closure.on_listed(held.is_empty());
         let mut missing: Vec<_> = self.running().collect();
         for adopted in held {
@@ -403,6 +401,11 @@ impl Host {
         }
         for attempt in missing {
             self.on_ended(attempt, Verdict::Lost, effects);
+        }
+        // A new one has no lease: an exclusive job that we start under ours would be ended at once under its. One that
+        // we come back to is told first what is to end.
+        if now < self.lease.deadline {
+            effects.push(HostEffect::RenewLease { deadline: self.lease.deadline });
         }
     }
 

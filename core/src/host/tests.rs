@@ -187,6 +187,26 @@ fn exclusive_work_waits_for_a_valid_lease() {
     assert!(matches!(effects[..], [HostEffect::RenewLease { .. }, HostEffect::Start { .. }]));
 }
 
+/// An agent may die between any two effects: what is to end must not have got another lease then (FL-3).
+#[test]
+fn what_is_to_end_is_told_before_the_lease_is_renewed() {
+    let mut world = World::new();
+    let exclusive = StartOrder { exclusive: true, ..order(0) };
+    let beat = |world: &mut World, sequence, unknown| {
+        let _ = world.tell(HostEvent::HeartbeatSent { sequence });
+        world.tell(HostEvent::LeaseGranted { sequence, duration: Millis(15_000), unknown })
+    };
+    let _ = world.tell(HostEvent::StartOrdered(exclusive));
+    let _ = beat(&mut world, 1, Vec::new());
+    let effects = beat(&mut world, 2, Vec::from([attempt(0, 1)]));
+    assert!(matches!(effects[..], [HostEffect::Stop { .. }, HostEffect::RenewLease { .. }]), "{effects:?}");
+    // The connection to the spawner swallowed both.
+    let _ = world.tell(HostEvent::SpawnerGone);
+    let held = Vec::from([Adopted { order: exclusive, phase: AdoptedPhase::Running, stopping: None }]);
+    let effects = world.tell(HostEvent::SpawnerListed { spawner: SPAWNER, held });
+    assert!(matches!(effects[..], [HostEffect::Stop { .. }, HostEffect::RenewLease { .. }]), "{effects:?}");
+}
+
 /// Without it the new spawner would end each exclusive job as soon as it began, until the next heartbeat's answer.
 #[test]
 fn a_new_spawner_learns_the_lease_before_it_is_told_to_start_anything() {
