@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use muster_core::{
     effect::{AttemptRecord, EndRecord, StopReason},
+    effect::{HistoryEntry, Subject},
     end::{Blame, End},
     fleet::{Fleet, Output},
     host::Verdict,
@@ -134,7 +135,10 @@ impl Truth {
             let Some(node) = fleet.node(id).filter(|_| !self.cooling.contains(&id)) else { continue };
             let faults = self.faults.entry(id).or_default();
             *faults += count;
-            if node.duty != Duty::Eligible {
+            // An operator may have resumed it within the same batch: whoever does has looked at it.
+            let is_drained =
+                |entry: &HistoryEntry| entry.subject == Subject::Node(id) && entry.kind == "drain_requested";
+            if node.duty != Duty::Eligible || out.touched.history.iter().any(is_drained) {
                 *faults = 0;
             } else if *faults >= limits::FAULTS_BEFORE_COOLING && node.hold == Hold::None {
                 return broken("case 17", format!("node {} had {faults} faults in a row, and gets work", node.name));
