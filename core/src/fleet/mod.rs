@@ -248,6 +248,11 @@ impl Fleet {
         self.notice_absence(now, out);
         self.fire_timers(now, out);
         self.settle_rollings(now, out);
+        // All that fall silent now before any is given up for it: the brake counts them all (FL-12).
+        let unsettled: Vec<NodeId> = self.unsettled.iter().copied().collect();
+        for node in unsettled {
+            self.notice_silence(node, now, out);
+        }
         while let Some(node) = self.unsettled.pop_first() {
             self.settle_node(node, now, out);
         }

@@ -377,24 +377,27 @@ impl Fleet {
         self.settle_drain(id, now, out);
     }
 
+    /// Its lease has run out and nothing was heard.
+    pub(super) fn notice_silence(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let is_due = |node: &&mut Node| node.record.liveness == Liveness::Live && node.lease_end <= now;
+        let Some(node) = self.nodes.get_mut(&id).filter(is_due) else { return };
+        node.record.liveness = Liveness::Silent(now);
+        let sentence = format!("no heartbeat for {}", now.since(node.heard));
+        record(out, now, Subject::Node(id), "silent", sentence, None);
+        out.touched.nodes.insert(id);
+        self.reindex(id);
+        self.apply_brake(now, out);
+    }
+
     fn settle_liveness(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        self.notice_silence(id, now, out);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         match node.record.liveness {
             Liveness::Joining | Liveness::Gone(_) => {}
             Liveness::Lost(_) => self.settle_lost(id, now, out),
-            Liveness::Live if node.lease_end > now => {
+            Liveness::Live => {
                 let due = node.lease_end;
                 self.wake_at(due, Timer::Node(id));
-            }
-            Liveness::Live => {
-                node.record.liveness = Liveness::Silent(now);
-                let sentence = format!("no heartbeat for {}", now.since(node.heard));
-                record(out, now, Subject::Node(id), "silent", sentence, None);
-                out.touched.nodes.insert(id);
-                let due = node.heard + limits::LOST_AFTER;
-                self.reindex(id);
-                self.wake_at(due, Timer::Node(id));
-                self.apply_brake(now, out);
             }
             Liveness::Silent(_) => self.settle_silent(id, now, out),
         }
