@@ -251,7 +251,11 @@ impl Fleet {
         // All that fall silent now before any is given up for it: the brake counts them all (FL-12).
         let unsettled: Vec<NodeId> = self.unsettled.iter().copied().collect();
         for node in unsettled {
-            self.notice_silence(node, now, out);
+            if self.notice_silence(node, now, out) {
+                self.unsettled.remove(&node);
+                self.settle_hold(node, now, out);
+                self.settle_drain(node, now, out);
+            }
         }
         while let Some(node) = self.unsettled.pop_first() {
             self.settle_node(node, now, out);

@@ -377,20 +377,26 @@ impl Fleet {
         self.settle_drain(id, now, out);
     }
 
-    /// Its lease has run out and nothing was heard.
-    pub(super) fn notice_silence(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+    /// Its lease has run out and nothing was heard. Whether it is to be given up is asked later, however long it is: first
+    /// a brake may hold.
+    pub(super) fn notice_silence(&mut self, id: NodeId, now: Timestamp, out: &mut Output) -> bool {
         let is_due = |node: &&mut Node| node.record.liveness == Liveness::Live && node.lease_end <= now;
-        let Some(node) = self.nodes.get_mut(&id).filter(is_due) else { return };
+        let Some(node) = self.nodes.get_mut(&id).filter(is_due) else { return false };
         node.record.liveness = Liveness::Silent(now);
+        let due = node.heard + limits::LOST_AFTER;
         let sentence = format!("no heartbeat for {}", now.since(node.heard));
         record(out, now, Subject::Node(id), "silent", sentence, None);
         out.touched.nodes.insert(id);
         self.reindex(id);
+        self.wake_at(due, Timer::Node(id));
         self.apply_brake(now, out);
+        true
     }
 
     fn settle_liveness(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
-        self.notice_silence(id, now, out);
+        if self.notice_silence(id, now, out) {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(&id) else { return };
         match node.record.liveness {
             Liveness::Joining | Liveness::Gone(_) => {}
@@ -422,7 +428,7 @@ impl Fleet {
         self.settle_lost(id, now, out);
     }
 
-    fn settle_hold(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+    pub(super) fn settle_hold(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         match node.record.hold {
             Hold::None => {}
