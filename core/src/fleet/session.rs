@@ -207,9 +207,17 @@ impl Fleet {
         }
     }
 
+    /// What a host holds of ours. Under another epoch it is another's, whose number a store that lost writes has given
+    /// out again.
+    fn ours_of(&self, held: &[Held]) -> BTreeSet<AttemptId> {
+        let is_ours =
+            |held: &&Held| self.attempts.get(&held.attempt).is_some_and(|known| known.record.term == held.epoch.term);
+        held.iter().filter(is_ours).map(|held| held.attempt).collect()
+    }
+
     /// What we know and the host does not hold.
     fn compare_at_hello(&mut self, id: NodeId, held: &[Held], restarted: bool, now: Timestamp, out: &mut Output) {
-        let held: BTreeSet<AttemptId> = held.iter().map(|held| held.attempt).collect();
+        let held = self.ours_of(held);
         let missing: Vec<AttemptId> =
             self.nodes.get(&id).into_iter().flat_map(|node| node.attempts.difference(&held).copied()).collect();
         for attempt in missing {

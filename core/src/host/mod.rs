@@ -246,12 +246,14 @@ impl Host {
     fn on_start_ordered(&mut self, order: StartOrder, effects: &mut Vec<HostEffect>) {
         let attempt = order.attempt;
         if let Some(held) = self.attempts.get(&attempt).filter(|_| !mutation::is_on(Mutation::StartForgotten)) {
-            let reason = if held.order.epoch == order.epoch {
-                "it is held here already"
-            } else {
-                "it is held here under another epoch"
-            };
-            effects.push(HostEffect::Ignore { attempt, reason });
+            if held.order.epoch == order.epoch {
+                effects.push(HostEffect::Ignore { attempt, reason: "it is held here already" });
+                return;
+            }
+            // A store that lost writes has given its number out again. Without a word it would wait for ever: once what
+            // is held is over and stored, nobody knows of this order any more.
+            effects.push(HostEffect::Ignore { attempt, reason: "it is held here under another epoch" });
+            effects.push(HostEffect::GiveBack { attempts: [attempt].into() });
             return;
         }
         if self.newest_epoch_of_task(attempt).is_some_and(|newest| newest > order.epoch) {

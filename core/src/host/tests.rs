@@ -135,6 +135,18 @@ fn an_order_with_an_older_epoch_is_given_back_and_a_newer_one_waits_for_the_olde
     assert!(world.tell(end).contains(&HostEffect::Start { attempt: attempt(0, 3) }));
 }
 
+/// A store that lost writes has given its number out again.
+#[test]
+fn an_order_under_the_number_of_what_is_still_owed_is_given_back() {
+    let mut world = World::new();
+    let _ = world.order(0);
+    assert_eq!(world.end(0, End::Succeeded)[1..], [report(0, End::Succeeded)]);
+    let other = StartOrder { epoch: epoch(7), ..order(0) };
+    let effects = world.tell(HostEvent::StartOrdered(other));
+    assert!(matches!(effects[..], [HostEffect::Ignore { .. }, HostEffect::GiveBack { .. }]), "{effects:?}");
+    assert!(matches!(world.order(0)[..], [HostEffect::Ignore { .. }]), "the same order came twice");
+}
+
 #[test]
 fn a_stop_gives_its_reason_to_the_end_unless_the_job_ended_by_itself() {
     let mut world = World::new();
