@@ -319,13 +319,17 @@ async fn an_end_after_the_hosts_time_is_told_before_the_spawner_goes() {
     let spawner = fleet.node("n1").spawner.as_mut().expect("a spawner");
     spawner.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(spawner.wait(WAIT).success(), "{}", spawner.log());
-    let attempt = eventually("the end is told", WAIT, async || {
-        let tasks = fleet.client.tasks(job).await;
-        tasks.first()?.attempts.first().filter(|attempt| attempt.end.is_some()).cloned()
-    })
-    .await;
-    let end = attempt.end.and_then(|end| end.reason).expect("an end");
+    let end = first_end(&fleet, job).await;
     assert!(matches!(end, Reason::Drained(_)), "not lost with the spawner: {end:?}");
+}
+
+/// How the first attempt at a job's first task ended.
+async fn first_end(fleet: &Fleet, job: u64) -> Reason {
+    eventually("the end is told", WAIT, async || {
+        let tasks = fleet.client.tasks(job).await;
+        tasks.first()?.attempts.first()?.end.clone()?.reason
+    })
+    .await
 }
 
 #[tokio::test]
@@ -344,6 +348,9 @@ async fn a_second_signal_means_that_the_time_is_over() {
     spawner.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(spawner.wait(WAIT).success());
     assert_eq!(host::processes_with(&marker), Vec::new());
+    // The spawner ended it, before any order of the coordinator came: it is the same drain.
+    let end = first_end(&fleet, job).await;
+    assert!(matches!(end, Reason::Drained(_)), "not lost with the spawner: {end:?}");
 }
 
 #[tokio::test]

@@ -144,7 +144,12 @@ impl Supervisor {
             }
             Event::Ended { attempt, end } => {
                 if let Some((attempt, job)) = job_of(&mut self.jobs, attempt) {
-                    let verdict = order::verdict_of(&end.verdict);
+                    let verdict = match order::verdict_of(&end.verdict) {
+                        Verdict::Stopped if self.leaving.as_ref().is_some_and(|leaving| leaving.spawner_waits) => {
+                            Verdict::Left
+                        }
+                        other => other,
+                    };
                     job.ended = Some(end);
                     self.tell(HostEvent::Ended { attempt, verdict });
                 }

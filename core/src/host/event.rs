@@ -159,6 +159,8 @@ pub enum Verdict {
     Own(End),
     /// By our order to stop.
     Stopped,
+    /// The host's own system stops it, and the coordinator was told: the time of that drain is over.
+    Left,
     /// The node's lease ran out under an exclusive attempt.
     LeaseEnded,
     /// The spawner does not have it: it died with its spawner.

@@ -518,11 +518,12 @@ fn end_of(verdict: Verdict, stopping: Option<StopReason>) -> End {
     match (verdict, stopping) {
         // It ended by itself before our signal reached it: that end stands.
         (Verdict::Own(end), _) => end,
-        (Verdict::Stopped, Some(StopReason::Drained)) => End::Drained,
-        (Verdict::Stopped, Some(StopReason::Preempted)) => End::Preempted,
-        (Verdict::Stopped, Some(StopReason::Cancelled | StopReason::Superseded)) => End::Cancelled,
+        // The spawner's clock may come before the coordinator's order: it is the same drain.
+        (Verdict::Stopped | Verdict::Left, Some(StopReason::Drained)) | (Verdict::Left, None) => End::Drained,
+        (Verdict::Stopped | Verdict::Left, Some(StopReason::Preempted)) => End::Preempted,
+        (Verdict::Stopped | Verdict::Left, Some(StopReason::Cancelled | StopReason::Superseded)) => End::Cancelled,
         // No order of ours: the spawner itself was stopped, which is the host's doing.
-        (Verdict::Stopped | Verdict::Lost, _) => End::SpawnerLost,
+        (Verdict::Stopped, None) | (Verdict::Lost, _) => End::SpawnerLost,
         (Verdict::LeaseEnded, _) => End::NodeLost(NodeLoss::Silent),
         (Verdict::Denied(reason), _) => End::Refused(reason),
     }

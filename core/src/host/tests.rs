@@ -135,6 +135,16 @@ fn an_order_with_an_older_epoch_is_given_back_and_a_newer_one_waits_for_the_olde
     assert!(world.tell(end).contains(&HostEffect::Start { attempt: attempt(0, 3) }));
 }
 
+#[test]
+fn what_the_hosts_own_stop_ends_is_drained_if_the_coordinator_was_told_and_lost_if_not() {
+    let mut world = World::new();
+    for (task, verdict, end) in [(0, Verdict::Left, End::Drained), (1, Verdict::Stopped, End::SpawnerLost)] {
+        let _ = world.order(task);
+        let _ = world.tell(ended(task, verdict));
+        assert_eq!(world.tell(sealed(task)), [report(task, end)]);
+    }
+}
+
 /// A store that lost writes has given its number out again.
 #[test]
 fn an_order_under_the_number_of_what_is_still_owed_is_given_back() {
@@ -156,6 +166,7 @@ fn a_stop_gives_its_reason_to_the_end_unless_the_job_ended_by_itself() {
         (2, StopReason::Superseded, Verdict::Stopped, End::Cancelled),
         (3, StopReason::Drained, Verdict::Own(End::Exited(3)), End::Exited(3)),
         (4, StopReason::Cancelled, Verdict::LeaseEnded, End::NodeLost(NodeLoss::Silent)),
+        (5, StopReason::Cancelled, Verdict::Left, End::Cancelled),
     ] {
         let _ = world.order(task);
         assert!(matches!(world.tell(stop(task, reason))[..], [HostEffect::Stop { .. }]));

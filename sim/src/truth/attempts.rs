@@ -254,7 +254,7 @@ fn is_what_happened(end: &End, over: Option<&Verdict>) -> bool {
     match over {
         None => false,
         Some(Verdict::Own(own)) => own == end || (*own == End::Succeeded && *end == End::OutputLost),
-        Some(Verdict::Stopped) => {
+        Some(Verdict::Stopped | Verdict::Left) => {
             matches!(end, End::Cancelled | End::Drained | End::Preempted | End::SpawnerLost)
         }
         Some(Verdict::Lost) => *end == End::SpawnerLost,
