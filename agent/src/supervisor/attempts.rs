@@ -143,11 +143,10 @@ impl Supervisor {
                 }
             }
             Event::Ended { attempt, end } => {
+                let leaves = self.spawner_waits();
                 if let Some((attempt, job)) = job_of(&mut self.jobs, attempt) {
                     let verdict = match order::verdict_of(&end.verdict) {
-                        Verdict::Stopped if self.leaving.as_ref().is_some_and(|leaving| leaving.spawner_waits) => {
-                            Verdict::Left
-                        }
+                        Verdict::Stopped if leaves => Verdict::Left,
                         other => other,
                     };
                     job.ended = Some(end);

@@ -3,9 +3,11 @@
 //!
 //! Three parties: the spawner (one socket), the coordinator (one stream,
 //! [`session`]) and this agent's own tasks, which answer through one bounded
-//! inbox. What one attempt needs is in [`attempts`].
+//! inbox. What one attempt needs is in [`attempts`], what is known of this host's
+//! end and of drains in [`leaving`].
 
 mod attempts;
+mod leaving;
 mod session;
 
 use std::{
@@ -13,12 +15,11 @@ use std::{
     io,
     pin::pin,
     rc::Rc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use muster_core::{
     effect::StopReason,
-    event::DrainThen,
     host::{Host, HostEffect, HostEvent},
     ids::AttemptId,
 };
@@ -38,12 +39,12 @@ use crate::{
     connection::{Addresses, ConnectError, Reconnect, Session, all_addresses},
     identity::{Certificate, Identity, IdentityError},
     inputs::{InputError, Inputs},
-    interruption::{self, Interruption},
+    interruption,
     job::{Dirty, Job},
     parent::Parent,
     spawner::protocol::{Event, Request},
     spawner_link::{Greeting, LinkError, SpawnerLink},
-    state::{self, StateError, StateFolder},
+    state::{StateError, StateFolder},
     tls::TlsError,
     uploads::{Upload, UploadNotice},
     usage::{AttemptReader, HostSampler},
@@ -124,20 +125,11 @@ pub struct Supervisor {
     /// Of the spawner that we last spoke to.
     spawner_id: Option<[u8; 16]>,
     /// This host goes, and what runs then is ended.
-    leaving: Option<Leaving>,
+    leaving: Option<leaving::Leaving>,
     /// The coordinator has taken the proof that this host is drained; whoever holds the host up for it may hear of it.
     drained: watch::Sender<bool>,
     /// What jobs are told of a drain, and until when by the Unix clock; none: there is none.
     drain: Option<Option<u64>>,
-}
-
-/// This host goes.
-#[derive(Clone, Debug)]
-struct Leaving {
-    at: Instant,
-    reason: String,
-    /// The spawner waits for the drain, and ends then.
-    spawner_waits: bool,
 }
 
 /// What the spawner said of this host.
@@ -159,8 +151,6 @@ enum Notice {
 
 const NOTICES_MAX: usize = 256;
 const INTERRUPTIONS_MAX: usize = 4;
-/// A notice that is repeated is a new one only if it says that the host goes sooner by this much.
-const SOONER: Duration = Duration::from_secs(1);
 /// A spawner that does not answer at the start is waited for this long.
 const SPAWNER_WAIT: Duration = Duration::from_secs(60);
 const SPAWNER_AGAIN: Duration = Duration::from_millis(250);
@@ -352,101 +342,6 @@ impl Supervisor {
             tracing::info!(?left, running = self.host.running().count(), "leaving; jobs go on under the spawner");
             self.outcome = Some(Ok(left));
         }
-    }
-
-    /// The spawner is told to stop by the host's own system: the coordinator drains this node in the time there is.
-    pub(super) fn on_leaving(&mut self, within_ms: u64) {
-        let known = self.leaving.as_mut().map(|leaving| std::mem::replace(&mut leaving.spawner_waits, true));
-        if *self.drained.borrow() {
-            // It is empty, and the coordinator knows: there is nothing to wait for.
-            self.ask_spawner(&Request::Drained);
-        }
-        // Said again on each new link, and to be told once: a second notice would begin a second drain.
-        if known != Some(true) {
-            tracing::info!(within_ms, "this host's system stops the node");
-            self.leave_within(Duration::from_millis(within_ms), "its own system stops it", true);
-        }
-    }
-
-    /// Somebody knows that this host goes.
-    fn on_interruption(&mut self, told: Interruption) {
-        self.leave_within(told.within, &told.reason, false);
-    }
-
-    /// The coordinator drains this node in the time there is; a later word counts if it says sooner.
-    fn leave_within(&mut self, within: Duration, reason: &str, spawner_waits: bool) {
-        let at = Instant::now() + within;
-        let spawner_waits = match &self.leaving {
-            Some(known) if at + SOONER > known.at => return,
-            Some(known) => known.spawner_waits || spawner_waits,
-            None => spawner_waits,
-        };
-        tracing::info!(within_s = within.as_secs(), reason, "this host goes");
-        self.leaving = Some(Leaving { at, reason: reason.to_owned(), spawner_waits });
-        self.say_leaving();
-    }
-
-    /// Also first thing on a new stream, because it may not have arrived on the old one.
-    fn say_leaving(&mut self) {
-        let Some(leaving) = &self.leaving else { return };
-        let left = leaving.at.saturating_duration_since(Instant::now());
-        let within_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        let reason = leaving.reason.clone();
-        self.say(v1::agent_message::Message::StopNotice(v1::StopNotice { reason, within_ms: Some(within_ms) }));
-    }
-
-    /// Jobs may know that this host drains. The deadline is told as a span, and is one of this host's own clock here.
-    pub(super) fn note_drain(&mut self, notice: Option<v1::DrainNotice>) {
-        let deadline = |within_ms: u64| {
-            let at = SystemTime::now().checked_add(Duration::from_millis(within_ms))?;
-            at.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
-        };
-        self.drain = notice.map(|notice| notice.within_ms.and_then(deadline));
-        self.tell_drain();
-    }
-
-    /// Also to a spawner that is new, or comes back.
-    fn tell_drain(&mut self) {
-        self.ask_spawner(&match self.drain {
-            Some(deadline_unix_s) => Request::NoticeDrain { deadline_unix_s },
-            None => Request::NoticeNoDrain,
-        });
-    }
-
-    /// The drain is off. Should this host go all the same, a word of it counts anew.
-    pub(super) fn stays(&mut self) {
-        self.drained.send_replace(false);
-        self.leaving.take_if(|leaving| !leaving.spawner_waits);
-    }
-
-    fn release(&mut self, then: DrainThen) {
-        let sentence = match then {
-            DrainThen::Nothing => {
-                self.drained.send_replace(true);
-                if self.leaving.as_ref().is_some_and(|leaving| leaving.spawner_waits) {
-                    self.ask_spawner(&Request::Drained);
-                }
-                notify(&[sd_notify::NotifyState::Status("drained; closed to work")]);
-                return;
-            }
-            // It ends when its provider ends the host; should the provider fail, it is told to open again.
-            DrainThen::Delete => {
-                notify(&[sd_notify::NotifyState::Status("drained; waits for its provider to delete this host")]);
-                return;
-            }
-            DrainThen::Stop => "this host was drained and told to stay down",
-            DrainThen::Poweroff => "this host was drained and is powered off",
-        };
-        tracing::info!("{sentence}");
-        let until_reboot =
-            (then == DrainThen::Poweroff).then(|| self.facts.as_ref().map(|facts| facts.boot_id.clone()));
-        // As it goes it opens itself: whoever brings it back wants it to work, and its hello has to say so.
-        let marked = state::mark_released(self.state.root(), sentence, until_reboot.flatten().as_deref())
-            .and_then(|()| self.state.set_closed_for(None));
-        if then == DrainThen::Poweroff {
-            self.ask_spawner(&Request::Poweroff);
-        }
-        self.outcome = Some(marked.map(|()| Left::Released).map_err(Into::into));
     }
 
     fn reload(&mut self) {
