@@ -137,10 +137,7 @@ impl Limits {
     fn of(policy: &PoolPolicy, view: &PoolView) -> Self {
         let bounds = Bounds::at(policy.min, policy.max, &policy.schedule, view.at);
         let pinned = view.pin_in_force();
-        let until = match (bounds.until, pinned.and_then(|pinned| pinned.until)) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
+        let until = bounds.until.into_iter().chain(pinned.and_then(|pinned| pinned.until)).min();
         let affordable = affordable(policy, view.spent_today).max(bounds.min);
         match pinned {
             Some(pinned) => {

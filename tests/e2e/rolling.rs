@@ -15,8 +15,9 @@ use muster_tests::{Crowd, Fleet, WAIT, client::is_away, crowd::code_of, eventual
 const NODES: usize = 100;
 const SPARE: usize = 10;
 const AT_ONCE: u32 = 10;
-/// Room of one node.
+/// Room of one node: so many tasks, each of which takes this.
 const SLOTS: u64 = 4;
+const SLOT: Resources = Resources { cpu_milli: 100, memory_bytes: 1 << 20, disk_bytes: 1 << 20 };
 /// So many tasks run or wait as long as the drain goes on: two for each node.
 const OUTSTANDING: u32 = 220;
 const TASKS: u32 = 20;
@@ -28,12 +29,19 @@ fn life(attempt: AttemptId) -> Duration {
     Duration::from_millis(500 + mixed % 2_500)
 }
 
+async fn all_ready(fleet: &Fleet, nodes: usize) {
+    eventually("all nodes are ready", LONG, async || {
+        let ready = fleet.client.nodes().await.iter().filter(|node| node.state == "ready").count();
+        (ready == nodes).then_some(())
+    })
+    .await;
+}
+
 fn some_tasks(fleet: &Fleet) -> v1::JobTemplate {
     let mut template = fleet.script("a crowd runs nothing");
     template.tasks = TASKS;
     template.retries = Some(v1::RetryPolicy { failed: Some(0), lost: Some(0), drained: Some(0) });
-    let request = Resources { cpu_milli: 100, memory_bytes: 1 << 20, disk_bytes: 1 << 20 };
-    template.body.as_mut().expect("a script has a body").request = Some(request.into());
+    template.body.as_mut().expect("a script has a body").request = Some(SLOT.into());
     template
 }
 
@@ -123,13 +131,13 @@ fn ideal_ms(spans: &BTreeMap<String, (u64, u64)>, last_end: &BTreeMap<String, u6
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_of_a_hundred_nodes_drains_ten_at_once_while_jobs_arrive_and_loses_none() {
     let mut fleet = Fleet::start().await;
-    let capacity = Resources { cpu_milli: 100 * SLOTS, memory_bytes: SLOTS << 20, disk_bytes: SLOTS << 20 };
+    let capacity = Resources {
+        cpu_milli: SLOT.cpu_milli * SLOTS,
+        memory_bytes: SLOT.memory_bytes * SLOTS,
+        disk_bytes: SLOT.disk_bytes * SLOTS,
+    };
     let crowd = Crowd::join_for(&fleet, NODES + SPARE, capacity, Some(life)).await;
-    eventually("all nodes are ready", LONG, async || {
-        let ready = fleet.client.nodes().await.iter().filter(|node| node.state == "ready").count();
-        (ready == NODES + SPARE).then_some(())
-    })
-    .await;
+    all_ready(&fleet, NODES + SPARE).await;
     let mut jobs = Vec::new();
     while u32::try_from(jobs.len()).expect("few") * TASKS < OUTSTANDING {
         jobs.push(fleet.client.submit(some_tasks(&fleet)).await);
@@ -190,12 +198,13 @@ async fn a_pool_of_a_hundred_nodes_drains_ten_at_once_while_jobs_arrive_and_lose
     let began = spans.values().map(|(began, _)| *began).min().expect("some");
     let took = spans.values().map(|(_, proved)| *proved).max().expect("some") - began;
     let ideal = ideal_ms(&spans, &last_end);
+    let seconds = |ms: u64| f64::from(u32::try_from(ms).expect("short")) / 1e3;
     println!(
         "{NODES} nodes drained, at most {AT_ONCE} at once, in {:.2} s; without an empty place it were {:.2} s: {:.3} of \
          the ideal; {tasks} tasks in {} jobs meanwhile, the coordinator killed once",
-        f64::from(u32::try_from(took).expect("short")) / 1e3,
-        f64::from(u32::try_from(ideal).expect("short")) / 1e3,
-        f64::from(u32::try_from(took).expect("short")) / f64::from(u32::try_from(ideal.max(1)).expect("short")),
+        seconds(took),
+        seconds(ideal),
+        seconds(took) / seconds(ideal.max(1)),
         jobs.len()
     );
 }
@@ -203,12 +212,8 @@ async fn a_pool_of_a_hundred_nodes_drains_ten_at_once_while_jobs_arrive_and_lose
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_in_turn_that_is_ended_leaves_the_drained_nodes_drained_and_resumes_the_others() {
     let fleet = Fleet::start().await;
-    let capacity = Resources { cpu_milli: 100, memory_bytes: 1 << 20, disk_bytes: 1 << 20 };
-    let crowd = Crowd::join(&fleet, 4, capacity).await;
-    eventually("all nodes are ready", LONG, async || {
-        (fleet.client.nodes().await.iter().filter(|node| node.state == "ready").count() == 4).then_some(())
-    })
-    .await;
+    let crowd = Crowd::join(&fleet, 4, SLOT).await;
+    all_ready(&fleet, 4).await;
     let mut template = some_tasks(&fleet);
     template.tasks = 3;
     let job = fleet.client.submit(template).await;
@@ -260,12 +265,8 @@ async fn muster(fleet: &Fleet, arguments: &[&str]) -> (Option<i32>, String, Stri
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_say_what_a_drain_in_turn_does_and_how_far_it_is() {
     let fleet = Fleet::start().await;
-    let capacity = Resources { cpu_milli: 100, memory_bytes: 1 << 20, disk_bytes: 1 << 20 };
-    let crowd = Crowd::join(&fleet, 4, capacity).await;
-    eventually("all nodes are ready", LONG, async || {
-        (fleet.client.nodes().await.iter().filter(|node| node.state == "ready").count() == 4).then_some(())
-    })
-    .await;
+    let crowd = Crowd::join(&fleet, 4, SLOT).await;
+    all_ready(&fleet, 4).await;
     let mut template = some_tasks(&fleet);
     template.tasks = 4;
     let job = fleet.client.submit(template).await;

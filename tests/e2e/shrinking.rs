@@ -37,12 +37,14 @@ case $1 in
 esac
 "#;
 
-const CLOUD: &str = r#"
-name = "cloud"
-provider = "exec"
-program = "fake"
+/// A pool of hosts of one slot, which nothing makes larger, and from which idle hosts go after a second.
+fn policy(name: &str, provider: &str, max: u32, step: u32) -> String {
+    format!(
+        r#"
+name = "{name}"
+{provider}
 preset = "none"
-max = 3
+max = {max}
 
 [host]
 cpu = "100m"
@@ -56,8 +58,10 @@ step = 1
 
 [scale_in]
 idle = "1s"
-step = 3
-"#;
+step = {step}
+"#
+    )
+}
 
 async fn pool(fleet: &Fleet, name: &str) -> v1::Pool {
     let pools = fleet.client.pools.clone().list(v1::ListPoolsRequest {}).await.expect("pools").into_inner().pools;
@@ -106,7 +110,7 @@ async fn a_host_that_its_provider_keeps_is_no_victim_and_a_silent_provider_holds
     fs::create_dir(&programs).expect("a folder");
     fs::write(programs.join("fake"), PROGRAM).expect("a program");
     fs::set_permissions(programs.join("fake"), fs::Permissions::from_mode(0o755)).expect("its mode");
-    set_pool(&fleet, CLOUD).await;
+    set_pool(&fleet, &policy("cloud", "provider = \"exec\"\nprogram = \"fake\"", 3, 3)).await;
     scale(&fleet, 2).await;
     let hosts =
         eventually("two hosts are made", LONG, async || Some(made(&programs)).filter(|all| all.len() == 2)).await;
@@ -136,27 +140,6 @@ async fn a_host_that_its_provider_keeps_is_no_victim_and_a_silent_provider_holds
     assert_eq!((in_state(&fleet, "ready").await, made(&programs).len()), (1, 1));
 }
 
-const STATIC: &str = r#"
-name = "POOL"
-provider = "static"
-preset = "none"
-max = 20
-
-[host]
-cpu = "100m"
-memory = "1MiB"
-disk = "1MiB"
-
-[[scale_out]]
-metric = "queue_length"
-above = 1000
-step = 1
-
-[scale_in]
-idle = "1s"
-step = 20
-"#;
-
 const ON_CPU: &str = r#"when = [{ metric = "cpu_utilization", below = 90 }]"#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,7 +149,7 @@ async fn most_of_the_fleet_silent_at_once_holds_and_so_does_a_metric_without_dat
     let mut crowd = Crowd::join(&fleet, NODES, ROOM).await;
     ready(&fleet, NODES).await;
     let name = fleet.client.nodes().await[0].pool.clone();
-    let policy = STATIC.replace("POOL", &name);
+    let policy = policy(&name, "provider = \"static\"", 20, 20);
 
     // Agents of a crowd send no figures: a condition on one never holds, however long all have been idle.
     set_pool(&fleet, &format!("{policy}{ON_CPU}\n")).await;

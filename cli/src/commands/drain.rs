@@ -211,7 +211,8 @@ async fn wait_drained(context: &Context, client: &Client, done: &DrainResponse, 
     let all = async {
         // Every change of a node is an event: look at the nodes once, then after each.
         let request = EventsRequest { follow: true, limit: 1, ..EventsRequest::default() };
-        let mut events = client.fleet().events(request).await?.into_inner();
+        let follow = async || Ok::<_, Failure>(client.fleet().events(request.clone()).await?.into_inner());
+        let mut events = follow().await?;
         let mut left_before = usize::MAX;
         loop {
             let nodes = all_nodes(client).await?;
@@ -236,11 +237,7 @@ async fn wait_drained(context: &Context, client: &Client, done: &DrainResponse, 
                 context.output.say(&format!("{drained} of {all} nodes are drained{}", about(estimate)));
             }
             if events.message().await?.is_none() {
-                events = client
-                    .fleet()
-                    .events(EventsRequest { follow: true, limit: 1, ..EventsRequest::default() })
-                    .await?
-                    .into_inner();
+                events = follow().await?;
             }
         }
     };

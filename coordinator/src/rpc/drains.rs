@@ -14,7 +14,7 @@ use muster_core::{
 use muster_proto::{convert, v1};
 use tonic::Status;
 
-use super::{Context, shown, status};
+use super::{Context, enrollment, shown, status};
 
 /// A deadline below this is a span from now on, not a point in time: no clock of ours is in 1973.
 const SPAN_MAX_MS: u64 = 100_000_000_000;
@@ -69,10 +69,11 @@ pub(super) async fn drain(
             let (nodes, order) = (chosen.clone(), asked.rolling(at_once));
             let ask = |request| Event::DrainRolling { request, nodes, order };
             let reply = context.handle.ask(ask).await.map_err(status::stopped)?.map_err(status::denied)?;
-            if let Reply::Rolling { rolling: id, refused: others, .. } = reply {
-                rolling = Some(id);
-                refused.extend(others);
-            }
+            let Reply::Rolling { rolling: id, refused: others, .. } = reply else {
+                return Err(enrollment::unexpected(&reply));
+            };
+            rolling = Some(id);
+            refused.extend(others);
         }
         (false, None) => {
             for node in &chosen {
@@ -124,9 +125,9 @@ pub(super) async fn cancel(
     let rolling = RollingId(request.rolling);
     let ask = |request| Event::CancelRolling { request, rolling, actor, reason };
     let reply = context.handle.ask(ask).await.map_err(status::stopped)?.map_err(status::denied)?;
-    let nodes = match reply {
+    let nodes: Vec<NodeId> = match reply {
         Reply::RollingCancelled { waited, resumed } => waited.into_iter().chain(resumed).collect(),
-        _other => Vec::new(),
+        other => return Err(enrollment::unexpected(&other)),
     };
     let shown = context.clone();
     let read = move |fleet: &Fleet, _| {
@@ -159,9 +160,9 @@ fn rolling(fleet: &Fleet, id: RollingId, now: Timestamp) -> Option<v1::RollingDr
 /// What a drain waits for, or for a dry run would wait for until `deadline`.
 fn blockers(fleet: &Fleet, node: NodeId, deadline: Option<Timestamp>, now: Timestamp) -> Vec<v1::Blocker> {
     let in_force = fleet.node(node).and_then(|record| record.drain()).and_then(|drain| drain.order.deadline);
-    let deadline = earlier(in_force, deadline);
+    let deadline = in_force.into_iter().chain(deadline).min();
     let blockers = fleet.blockers(node, now).into_iter().map(|blocker| {
-        let ends_by = earlier(blocker.ends_by, deadline);
+        let ends_by = blocker.ends_by.into_iter().chain(deadline).min();
         let on_drain = match blocker.on_drain {
             OnDrain::Finish => v1::OnDrain::Finish,
             OnDrain::Requeue => v1::OnDrain::Requeue,
@@ -178,13 +179,6 @@ fn blockers(fleet: &Fleet, node: NodeId, deadline: Option<Timestamp>, now: Times
         }
     });
     blockers.collect()
-}
-
-fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
-    }
 }
 
 /// Where what would leave could begin again.
