@@ -4,12 +4,10 @@
 
 mod attempts;
 mod effects;
+mod ids;
 mod nodes;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    hash::{BuildHasherDefault, Hasher},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use muster_core::{
     effect::{Effect, Reply},
@@ -32,7 +30,7 @@ use crate::{
     store::{LostWrites, Store},
 };
 
-use self::{attempts::phase, effects::check_requests};
+use self::{attempts::phase, effects::check_requests, ids::IdMap};
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,35 +93,6 @@ struct Task {
     /// Its one end.
     end: Option<String>,
 }
-
-/// Ids are small numbers that nobody chooses to collide: a multiplication spreads them well enough, and the checks
-/// look one up several times a step.
-#[derive(Debug, Default)]
-pub struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u32(&mut self, id: u32) {
-        self.write_u64(u64::from(id));
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = (self.0.rotate_left(5) ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn write_usize(&mut self, id: usize) {
-        self.write_u64(id as u64);
-    }
-}
-
-type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
 
 /// All that no part of the fleet can see at once.
 #[derive(Debug, Default)]
