@@ -12,6 +12,7 @@ mod clock;
 pub mod config;
 mod driver;
 mod folder;
+mod founding;
 mod hex;
 mod http;
 pub mod identity;
@@ -59,7 +60,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 fn init(settings: &Init) -> ExitCode {
-    match server::init(settings) {
+    match founding::init(settings) {
         Ok(marker) => {
             println!("made fleet {} in {}", marker.fleet, settings.data.display());
             ExitCode::SUCCESS

@@ -301,7 +301,7 @@ mod tests {
             store_ca: None,
             join_from: None,
         };
-        crate::server::init(&init).unwrap();
+        crate::founding::init(&init).unwrap();
         let mut store = EmbeddedStore::open(&root.path().join("data/fleet.db")).unwrap();
         add(&mut store, 1024..1024 + JOBS);
         root
