@@ -80,10 +80,10 @@ fn run(args: &RunArgs, only_join: bool) -> Result<u8, Box<dyn Error>> {
     let parent = Parent::adopt(args.parent_fd)?;
     if args.rejoin {
         state::clear_released(&config.state)?;
-    } else if let Some(sentence) = state::released(&config.state) {
+    } else if let Some((marker, sentence)) = state::released(&config.state) {
         eprintln!(
             "muster-agent: {sentence}; it stays down. `--rejoin`, or removing {}, lets it take work again",
-            config.state.join("released").display()
+            marker.display()
         );
         return Ok(EXIT_RELEASED);
     }

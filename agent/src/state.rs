@@ -229,17 +229,27 @@ impl Remembered {
     }
 }
 
-/// The sentence of the marker that keeps a released agent down, if it counts now.
+/// The marker that keeps a released agent down for ever. The spawner's unit does not start while it is there.
+const RELEASED: &str = "released";
+/// The marker that keeps it down until the next boot: a host that was powered off and is on again is wanted again.
+const POWERED_OFF: &str = "powered-off";
+
+/// The marker that keeps a released agent down, with its sentence, if one counts now.
 #[must_use]
-pub fn released(root: &Path) -> Option<String> {
-    let text = fs::read_to_string(root.join("released")).ok()?;
-    let mut lines = text.lines();
-    let sentence = lines.next().unwrap_or_default().to_owned();
-    match lines.next() {
-        // A host that was powered off and on again is wanted again.
-        Some(boot_id) if fs::read_to_string(BOOT_ID).is_ok_and(|now| now.trim() != boot_id) => None,
-        Some(_) | None => Some(sentence),
-    }
+pub fn released(root: &Path) -> Option<(PathBuf, String)> {
+    released_in_boot(root, fs::read_to_string(BOOT_ID).ok().as_deref())
+}
+
+fn released_in_boot(root: &Path, this_boot: Option<&str>) -> Option<(PathBuf, String)> {
+    [RELEASED, POWERED_OFF].into_iter().find_map(|name| {
+        let path = root.join(name);
+        let text = fs::read_to_string(&path).ok()?;
+        let mut lines = text.lines();
+        let sentence = lines.next().unwrap_or_default().to_owned();
+        let boot_id = lines.next();
+        let is_over = boot_id.is_some() && this_boot.is_some_and(|now| boot_id != Some(now.trim()));
+        (!is_over).then_some((path, sentence))
+    })
 }
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -249,16 +259,20 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// # Errors
 /// The disk did not take it.
 pub fn mark_released(root: &Path, sentence: &str, boot_id: Option<&str>) -> Result<(), StateError> {
-    let text = boot_id.map_or_else(|| format!("{sentence}\n"), |boot_id| format!("{sentence}\n{boot_id}\n"));
-    write_durably(&root.join("released"), text.as_bytes(), 0o644)
+    let (name, text) = match boot_id {
+        Some(boot_id) => (POWERED_OFF, format!("{sentence}\n{boot_id}\n")),
+        None => (RELEASED, format!("{sentence}\n")),
+    };
+    write_durably(&root.join(name), text.as_bytes(), 0o644)
 }
 
-/// Takes the marker away.
+/// Takes the markers away.
 ///
 /// # Errors
 /// The disk did not take it.
 pub fn clear_released(root: &Path) -> Result<(), StateError> {
-    remove_durably(&root.join("released"))
+    remove_durably(&root.join(RELEASED))?;
+    remove_durably(&root.join(POWERED_OFF))
 }
 
 /// A file name for an attempt.
@@ -379,5 +393,19 @@ mod tests {
         state.forget_stop(key);
         assert_eq!(state.closed_for().unwrap(), None);
         assert_eq!(state.noted_stop(key), None);
+    }
+
+    #[test]
+    fn one_that_was_stopped_stays_down_and_one_that_was_powered_off_comes_back_with_the_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let counts = |boot| released_in_boot(folder.path(), Some(boot)).map(|(path, _)| path);
+        mark_released(folder.path(), "powered off", Some("one")).unwrap();
+        assert_eq!(counts("one\n"), Some(folder.path().join(POWERED_OFF)));
+        assert_eq!(counts("two\n"), None);
+        assert!(!folder.path().join(RELEASED).exists(), "the spawner's unit would not start while that is there");
+        mark_released(folder.path(), "stopped", None).unwrap();
+        assert_eq!(counts("two\n"), Some(folder.path().join(RELEASED)));
+        clear_released(folder.path()).unwrap();
+        assert_eq!(counts("one\n"), None);
     }
 }
