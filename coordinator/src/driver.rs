@@ -475,6 +475,13 @@ impl Driver {
                 }
             }
             Effect::CreateHost { pool, host, template } => self.order_host(HostOrder::Create { pool, host, template }),
+            Effect::WakeHost { pool, host, node } => {
+                // A node that was removed in the same batch is not woken any more.
+                if let Some(record) = self.parts.fleet.node(node) {
+                    let (name, labels) = (record.name.clone(), record.labels.clone());
+                    self.order_host(HostOrder::Wake { pool, host, node, name, labels });
+                }
+            }
             Effect::AskHost { pool, host } => self.order_host(HostOrder::Describe { pool, host }),
             Effect::DeleteHost { pool, host, node } => self.order_host(HostOrder::Delete { pool, host, node }),
             Effect::Welcome { .. }
@@ -513,7 +520,7 @@ impl Driver {
 
     fn order_host(&mut self, order: HostOrder) {
         if self.parts.hosts.try_send(order).is_err() {
-            // The core asks again: creates at the boot deadline, deletes after DELETE_ASK_AGAIN.
+            // The core asks again: creates at the boot deadline, deletes after DELETE_ASK_AGAIN, wakes after WAKE_ASK_AGAIN.
             tracing::warn!("the provider does not keep up; an order of a host was dropped");
         }
     }

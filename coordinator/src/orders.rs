@@ -1,5 +1,7 @@
 //! What goes to a node's stream or a provider, from the core's effects.
 
+use std::collections::BTreeMap;
+
 use muster_core::{
     effect::{DrainNotice, Effect, StopOrder},
     ids::{AttemptId, Epoch, HostRequestId, NodeId, PoolName, SessionId},
@@ -36,6 +38,19 @@ pub enum HostOrder {
         host: HostRequestId,
         /// What to make.
         template: HostTemplate,
+    },
+    /// Wake a host that sleeps.
+    Wake {
+        /// The pool.
+        pool: PoolName,
+        /// The stored request.
+        host: HostRequestId,
+        /// Its node.
+        node: NodeId,
+        /// That one's name.
+        name: String,
+        /// That one's labels.
+        labels: BTreeMap<String, String>,
     },
     /// Ask whether a host may be deleted.
     Describe {
@@ -107,9 +122,11 @@ pub fn order_of(effect: Effect, told: Seen, seal: &Seal) -> Option<(SessionId, O
         Effect::Reopen { session, revision, .. } => {
             (session, Order::Message(Message::Reopen(v1::Reopen { revision: revision.0 })))
         }
-        Effect::Reply { .. } | Effect::CreateHost { .. } | Effect::AskHost { .. } | Effect::DeleteHost { .. } => {
-            return None;
-        }
+        Effect::Reply { .. }
+        | Effect::CreateHost { .. }
+        | Effect::WakeHost { .. }
+        | Effect::AskHost { .. }
+        | Effect::DeleteHost { .. } => return None,
     })
 }
 

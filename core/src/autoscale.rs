@@ -2,7 +2,7 @@
 //! the coordinator, by `explain`, by the replay of traces and by tests.
 //!
 //! Out: the most that any rule asks, cut by maximum and budget; drains that
-//! the scaler itself began are cancelled before a host is made. In: only idle
+//! the scaler itself began are cancelled before a host is made or woken. In: only idle
 //! hosts (FL-8) unless the policy names busy ones, only while no rule for more
 //! is breached, pending or without data (FL-12), never below the minimum.
 //! All hosts that were requested and are not confirmed gone count (FL-11).
@@ -16,14 +16,14 @@ pub mod pattern;
 mod view;
 pub mod waits;
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 
 pub use explain::{explain, inputs};
 pub use view::{BusyHost, IdleHost, Need, Pinned, PoolView, Reading, Readings};
 
 use crate::{
     ids::NodeId,
-    policy::{Bounds, Money, PoolPolicy, Preset, ScaleIn, ScaleOut, Share},
+    policy::{Bounds, Money, PoolPolicy, Preset, ProviderKind, ScaleIn, ScaleOut, Share},
     time::{Millis, Timestamp},
 };
 
@@ -48,6 +48,8 @@ pub enum Decision {
     Out {
         /// Drains to cancel first.
         keep: Vec<NodeId>,
+        /// Nodes to wake, of a pool whose hosts joined by themselves.
+        wake: Vec<NodeId>,
         /// Hosts to make.
         create: u32,
         /// The sentence.
@@ -84,7 +86,7 @@ pub fn decide(policy: &PoolPolicy, view: &PoolView) -> Decision {
     }
     if let Some((wanted, reason)) = most_wanted(&asks, &limits)
         && wanted > view.supply
-        && let Some(grown) = grow(view, wanted, &limits, reason)
+        && let Some(grown) = grow(policy, view, wanted, &limits, reason)
     {
         return grown;
     }
@@ -255,18 +257,31 @@ fn most_wanted<'a>(asks: &'a [Ask], limits: &Limits) -> Option<(u32, &'a Ask)> {
     most.map(|(size, ask)| (size.min(limits.cap()), ask))
 }
 
-fn grow(view: &PoolView, wanted: u32, limits: &Limits, ask: &Ask) -> Option<Decision> {
+fn grow(policy: &PoolPolicy, view: &PoolView, wanted: u32, limits: &Limits, ask: &Ask) -> Option<Decision> {
     let more = wanted - view.supply;
     let keep: Vec<NodeId> = view.cancellable.iter().copied().take(more as usize).collect();
     let kept = u32::try_from(keep.len()).unwrap_or(u32::MAX);
     // At the maximum, counting hosts that are still leaving: their going is an event.
     let room = limits.cap().saturating_sub(view.hosts);
-    let create = (more - kept).min(room).min(view.may_make());
+    let may = (more - kept).min(room).min(view.may_make());
+    let (wake, create): (Vec<NodeId>, u32) = match policy.provider {
+        ProviderKind::Static => (sleepers(policy, view).iter().copied().take(may as usize).collect(), 0),
+        ProviderKind::Local | ProviderKind::Exec => (Vec::new(), may),
+    };
     let mut reason = explain::out_reason(view, ask, limits);
-    if view.paused.is_some() && create > 0 {
+    if policy.wake.is_some() && wake.len() < may as usize {
+        reason.push_str(&format!("; {may} are to be woken, {} are asleep", wake.len()));
+    }
+    let is_one_made = create > 0 || !wake.is_empty();
+    if view.paused.is_some() && is_one_made {
         reason.push_str("; a trial, because hosts kept failing");
     }
-    (kept + create > 0).then_some(Decision::Out { keep, create, reason })
+    (kept > 0 || is_one_made).then_some(Decision::Out { keep, wake, create, reason })
+}
+
+/// The hosts that somebody can wake.
+fn sleepers<'a>(policy: &PoolPolicy, view: &'a PoolView) -> &'a [NodeId] {
+    if policy.wake.is_some() { &view.asleep } else { &[] }
 }
 
 fn shrink(

@@ -154,6 +154,15 @@ pub enum Effect {
         /// What to make.
         template: HostTemplate,
     },
+    /// Wake a host that sleeps. Idempotent by `host`; its hello is the answer, or `HostFailed`.
+    WakeHost {
+        /// The pool.
+        pool: PoolName,
+        /// The stored request.
+        host: HostRequestId,
+        /// The node that sleeps.
+        node: NodeId,
+    },
     /// Ask whether a host may be deleted. Answered by `HostDescribed`.
     AskHost {
         /// The pool.

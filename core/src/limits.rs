@@ -66,6 +66,9 @@ pub const PREFLIGHT_CLEARED: Millis = Millis::from_secs(60);
 pub const PREFLIGHT_KEPT: Millis = Millis::from_secs(5 * 60);
 /// Rolling drains that go on at the same time.
 pub const ROLLINGS_MAX: usize = 64;
+/// A host that is being woken and says nothing is woken again after this: it may still have been going down, or the
+/// packet may have been lost.
+pub const WAKE_ASK_AGAIN: Millis = Millis::from_secs(60);
 /// A released host that has not confirmed by then is asked again.
 pub const DELETE_ASK_AGAIN: Millis = Millis::from_secs(10);
 /// What a provider's program has to make or end a host.

@@ -7,7 +7,8 @@
 //!                                   resume: back to what it was before
 //! hold      none <-> cooling
 //! ```
-//! Beside these, a node whose disk is nearly full gets nothing new.
+//! Beside these, a node whose disk is nearly full gets nothing new. One that joined by itself and went after scale-in's
+//! drain is gone and stopping: it is asleep.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +24,9 @@ use crate::{
     rolling::RollingId,
     time::{Millis, Timestamp},
 };
+
+/// Who drains for scale-in.
+pub const SCALER: &str = "scaler";
 
 /// A node as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -240,10 +244,19 @@ impl Node {
 }
 
 impl NodeRecord {
+    /// It joined by itself, and scale-in has drained it and sent it away: it can be woken. Who was sent away by a person
+    /// stays away until a person brings it back.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        let Duty::Stopping { drain, .. } = &self.duty else { return false };
+        matches!(self.liveness, Liveness::Gone(_)) && self.host.is_none() && drain.order.actor.0 == SCALER
+    }
+
     /// The word that the CLI shows as STATE.
     #[must_use]
-    pub const fn state(&self) -> &'static str {
+    pub fn state(&self) -> &'static str {
         match (&self.liveness, &self.duty, &self.hold) {
+            (Liveness::Gone(_), ..) if self.is_asleep() => "asleep",
             (Liveness::Gone(_), _, _) => "gone",
             (Liveness::Lost(_), _, _) => "lost",
             (Liveness::Silent(_), _, _) => "silent",

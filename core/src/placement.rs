@@ -68,7 +68,7 @@ pub fn fits_now(class: &Class, node: &Node) -> Result<(), Unfit> {
     if class.request.fits_in(&node.free()) { Ok(()) } else { Err(Unfit::Full) }
 }
 
-const fn unplaceable_state(node: &Node) -> &'static str {
+fn unplaceable_state(node: &Node) -> &'static str {
     match (&node.record.liveness, &node.record.duty, &node.record.hold) {
         (Liveness::Live, Duty::Eligible, Hold::None) if node.record.disk_full.is_some() => "not ready: disk",
         (Liveness::Live, Duty::Eligible, Hold::None) => "reconnecting",

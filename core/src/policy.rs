@@ -26,6 +26,10 @@ pub struct PoolPolicy {
     pub provider: ProviderKind,
     /// Of [`ProviderKind::Exec`]: the program's name; none: the pool's own.
     pub program: Option<String>,
+    /// Of [`ProviderKind::Static`]: how a host that scale-in has drained goes to sleep.
+    pub sleep: Sleep,
+    /// Of [`ProviderKind::Static`]: the program that wakes such a host; none: a person does.
+    pub wake: Option<String>,
     /// Never fewer hosts than this.
     pub min: u32,
     /// Never more hosts than this, counting all that were requested and are not confirmed gone (FL-11).
@@ -60,6 +64,8 @@ impl PoolPolicy {
             name,
             provider,
             program: None,
+            sleep: Sleep::Stop,
+            wake: None,
             min,
             max,
             preset: Preset::None,
@@ -148,6 +154,29 @@ pub enum ProviderKind {
     Local,
     /// An operator's program makes them.
     Exec,
+}
+
+impl ProviderKind {
+    /// The word of the policy's file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Local => "local",
+            Self::Exec => "exec",
+        }
+    }
+}
+
+/// How a host that joined by itself is left when scale-in has drained it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sleep {
+    /// Its agent exits and stays down; the machine runs on.
+    #[default]
+    Stop,
+    /// It is powered off, if its own `spawner.toml` allows that.
+    Poweroff,
 }
 
 /// Which of the nodes that could take an attempt does.

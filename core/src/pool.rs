@@ -4,6 +4,8 @@
 //! host:  requested --joined--> joined(node) --delete--> deleting --gone--> (forgotten)
 //!            |                                              ^
 //!            +------ boot deadline passed ------------------+
+//!
+//! asleep:  (no entry) --wake--> waking(node) --hello, failed, boot deadline--> (no entry)
 //! ```
 
 use alloc::{
@@ -34,7 +36,7 @@ use crate::{
 pub struct PoolRecord {
     /// Its policy.
     pub policy: PoolPolicy,
-    /// Every host that was requested and is not confirmed gone (FL-11).
+    /// Every host that was requested and is not confirmed gone, and every one that is being woken (FL-11).
     pub hosts: BTreeMap<HostRequestId, Host>,
     /// Hosts in a row that failed.
     pub failures: u32,
@@ -145,6 +147,15 @@ pub enum Host {
     Requested(Timestamp),
     /// It joined as this node.
     Joined(NodeId),
+    /// A host that joined by itself is being woken.
+    Waking {
+        /// Its node.
+        node: NodeId,
+        /// First asked for then.
+        since: Timestamp,
+        /// Last asked for then.
+        told: Timestamp,
+    },
     /// The provider was told to end it.
     Deleting {
         /// Its node, if it joined.
@@ -194,6 +205,8 @@ pub struct Pool {
     pub waits: Waits,
     /// What its provider says of deleting hosts of it.
     pub preflights: BTreeMap<HostRequestId, Preflight>,
+    /// Nodes that could not be woken, and when: they are tried last.
+    pub unwoken: BTreeMap<NodeId, Timestamp>,
     /// Why its provider gives no answer; none: it does, or was not asked.
     pub provider_trouble: Option<String>,
     /// It is not looked at again before.
@@ -216,6 +229,7 @@ impl Pool {
             ongoing: Ongoing::default(),
             waits: Waits::default(),
             preflights: BTreeMap::new(),
+            unwoken: BTreeMap::new(),
             provider_trouble: None,
             next_look: Timestamp(0),
             view: PoolView::default(),

@@ -11,7 +11,7 @@ use muster_core::{
     fleet::{Fleet, Output},
     ids::{Actor, AttemptId, Epoch, HostRequestId, JobId, NodeId, PoolName, RequestId, Revision, SessionId, Term},
     limits,
-    policy::{Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut},
+    policy::{Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut, Sleep},
     resources::Resources,
     rolling::{RollingId, RollingOrder},
     spec::{Delivery, JobSpec, OnDrain, Retries},
@@ -424,15 +424,21 @@ impl World {
         let small = |key, default| u32::try_from(words.number(key, default)).expect("a small number");
         let host =
             HostTemplate { cpu_milli: 1_000, memory_bytes: 4 << 30, disk_bytes: 1 << 30, labels: BTreeMap::new() };
-        let exec = words.text("provider", "") == "exec";
-        let (name, provider) = (PoolName("local".into()), if exec { ProviderKind::Exec } else { ProviderKind::Local });
+        let name = PoolName("local".into());
+        let provider = match words.text("provider", "").as_str() {
+            "exec" => ProviderKind::Exec,
+            "static" => ProviderKind::Static,
+            _local => ProviderKind::Local,
+        };
         let policy = PoolPolicy {
+            sleep: if words.text("sleep", "") == "poweroff" { Sleep::Poweroff } else { Sleep::Stop },
+            wake: words.named.get("wake").map(|program| (*program).to_owned()),
             placement: if words.text("placement", "") == "bin-pack" {
                 PlacementOrder::BinPack
             } else {
                 PlacementOrder::Spread
             },
-            boot_deadline: Millis::from_secs(60),
+            boot_deadline: seconds(&words.text("boot_deadline", "60s")),
             scale_out: vec![ScaleOut {
                 metric: Metric::QueueLength,
                 above: words.number("above", 2),
@@ -511,6 +517,7 @@ fn effect(effect: &Effect) -> String {
         Effect::Reopen { node, revision, .. } => format!("{node} <- reopen revision={}", revision.0),
         Effect::CloseSession { node, reason, .. } => format!("{node} <- close: {reason}"),
         Effect::CreateHost { pool, host, .. } => format!("provider: create host {} for {pool}", host.0),
+        Effect::WakeHost { pool, host, node } => format!("provider: wake {node} of {pool} as host {}", host.0),
         Effect::AskHost { pool, host } => format!("provider: may host {} of {pool} be deleted?", host.0),
         Effect::DeleteHost { pool, host, .. } => format!("provider: delete host {} of {pool}", host.0),
     }

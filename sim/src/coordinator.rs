@@ -523,6 +523,7 @@ impl World {
             | Effect::Acknowledge { .. }
             | Effect::Recall { .. }
             | Effect::NoticeDrain { .. }
+            | Effect::WakeHost { .. }
             | Effect::AskHost { .. }
             | Effect::AskDrained { .. }
             | Effect::Release { .. }

@@ -442,6 +442,7 @@ impl World {
             // Only jobs care for it.
             Effect::NoticeDrain { .. }
             | Effect::Reply { .. }
+            | Effect::WakeHost { .. }
             | Effect::AskHost { .. }
             | Effect::CreateHost { .. }
             | Effect::DeleteHost { .. } => return None,

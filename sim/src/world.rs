@@ -199,7 +199,7 @@ impl World {
                 let nodes = self.hosts.iter().filter(is_there).filter_map(|host| host.node);
                 let mut nodes = nodes.filter_map(|node| fleet.node(node));
                 // A node that its provider took away, or that was removed, has nothing to prove.
-                if nodes.all(|node| matches!(node.state(), "drained" | "stopping" | "gone")) {
+                if nodes.all(|node| matches!(node.state(), "drained" | "stopping" | "gone" | "asleep")) {
                     self.stage = Stage::Done;
                     return Ok(());
                 }

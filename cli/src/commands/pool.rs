@@ -88,7 +88,7 @@ fn unknown(name: &str) -> Failure {
 fn value(pool: &Shown) -> Value {
     json!({
         "pool": pool.name, "policy": pool.policy, "nodes": pool.nodes, "booting": pool.booting,
-        "draining": pool.draining, "idle": pool.idle, "hosts": pool.hosts, "wanted": pool.wanted,
+        "draining": pool.draining, "idle": pool.idle, "asleep": pool.asleep, "hosts": pool.hosts, "wanted": pool.wanted,
         "min": pool.min, "max": pool.max, "queue": pool.queue,
         "paused": (!pool.paused.is_empty()).then_some(&pool.paused), "size_set": pool.pinned,
         "spent_today": pool.spent_today_micros.map(|micros| Money(micros).to_string()),
@@ -106,6 +106,9 @@ fn explanation(context: &Context, pool: &Shown) -> String {
     let name = escape::text(&pool.name);
     let Shown { nodes, booting, draining, wanted, .. } = pool;
     let mut text = format!("pool {name}  now {nodes} nodes ({booting} booting, {draining} draining)  wants {wanted}");
+    if pool.asleep > 0 {
+        text.push_str(&format!("  {} asleep", pool.asleep));
+    }
     if pool.decided_ms > 0 {
         text.push_str(&format!("  decided {}", context.output.time(pool.decided_ms)));
     }
@@ -120,6 +123,7 @@ fn explanation(context: &Context, pool: &Shown) -> String {
 fn note(pool: &Shown) -> String {
     match (pool.paused.as_str(), pool.pinned) {
         ("", Some(size)) => format!("{size} hosts by an operator"),
+        ("", None) if pool.asleep > 0 => format!("{} asleep", pool.asleep),
         ("", None) => String::new(),
         (paused, _) => format!("paused: {paused}"),
     }

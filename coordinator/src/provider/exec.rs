@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use backon::{ExponentialBuilder, Retryable as _};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use muster_core::{
     event::Event,
@@ -25,14 +24,13 @@ use muster_core::{
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
-    Ask, Links, NewHost, Provider, host_name,
-    program::{Create, Created, Deleted, Described, Error, Going, Listed, Operation, Program, Which, Whose},
+    Ask, Links, NewHost, Provider, Sleeper, host_name,
+    program::{
+        Create, Created, Deleted, Described, Error, Going, Listed, Operation, PROGRAMS_MAX, Program, Which, Whose,
+        patiently,
+    },
 };
 
-/// Programs that run at once; further orders wait.
-const PROGRAMS_MAX: usize = 8;
-/// Tries of one order before its failure is told.
-const TRIES: usize = 3;
 /// Lists in a row in which a host must be missing, or be there though nobody wants it, before that is acted on: what
 /// lists hosts is often a little behind what makes them.
 const LISTS_TO_BELIEVE: u8 = 2;
@@ -77,10 +75,9 @@ struct Work {
 }
 
 impl ExecHosts {
-    /// Programs are in `folder`; `fingerprint` is that of the fleet's CA.
+    /// Programs are in `folder`; `fleet` is the beginning of each request.
     #[must_use]
-    pub fn new(links: Links, folder: PathBuf, fingerprint: &str) -> Self {
-        let fleet = format!("muster-{}", &fingerprint[..fingerprint.len().min(12)]);
+    pub const fn new(links: Links, folder: PathBuf, fleet: String) -> Self {
         Self { links, folder, fleet }
     }
 
@@ -113,6 +110,7 @@ impl ExecHosts {
     async fn begin(&self, work: &mut Work, ask: Ask) {
         let (pool, host) = match &ask {
             Ask::Create(new) => (new.pool.clone(), new.host),
+            Ask::Wake(sleeper) => (sleeper.pool.clone(), sleeper.host),
             Ask::Describe { pool, host } | Ask::Delete { pool, host } => (pool.clone(), *host),
         };
         let Some(program) = self.program_of(&pool).await else { return };
@@ -121,6 +119,7 @@ impl ExecHosts {
             work.tasks.spawn(async move {
                 match ask {
                     Ask::Create(new) => this.create(&program, new).await,
+                    Ask::Wake(Sleeper { pool, host, .. }) => this.links.cannot_wake(pool, host).await,
                     Ask::Describe { pool, host } => this.describe(&program, pool, host).await,
                     Ask::Delete { pool, host } => this.delete(&program, pool, host).await,
                 }
@@ -321,16 +320,6 @@ impl Provider for ExecHosts {
     }
 }
 
-/// Asks again, with growing pauses, what may pass.
-async fn patiently<A, F: Future<Output = Result<A, Error>>>(ask: impl FnMut() -> F) -> Result<A, Error> {
-    let waits = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_secs(1))
-        .with_max_delay(Duration::from_secs(10))
-        .with_max_times(TRIES - 1)
-        .with_jitter();
-    ask.retry(waits).when(Error::may_pass).await
-}
-
 /// Each program that a pool names, and those pools.
 fn pools_by_program(fleet: &Fleet) -> BTreeMap<String, Vec<PoolName>> {
     let mut names: BTreeMap<String, Vec<PoolName>> = BTreeMap::new();
@@ -359,7 +348,7 @@ impl Compared {
                 known.insert(*host);
                 let node = match state {
                     // It may not be in the list yet; its boot deadline is what ends its wait.
-                    Host::Requested(_) => continue,
+                    Host::Requested(_) | Host::Waking { .. } => continue,
                     Host::Joined(node) => Some(*node),
                     Host::Deleting { node, .. } => *node,
                 };

@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    Ask, Links, NewHost, Provider, host_name,
+    Ask, Links, NewHost, Provider, Sleeper, host_name,
     local_lines::{Create, Op, Told},
 };
 
@@ -112,6 +112,10 @@ impl LocalHosts {
             Ask::Delete { host, .. } => return say(write, &Op::Delete { host: host.0 }).await,
             // Our own parent ends what it made.
             Ask::Describe { .. } => return Ok(()),
+            Ask::Wake(Sleeper { pool, host, .. }) => {
+                self.links.cannot_wake(pool, host).await;
+                return Ok(());
+            }
             Ask::Create(new) => new,
         };
         match self.links.token(&new).await {
@@ -205,7 +209,7 @@ impl Plan {
                         let template = pool.policy.host.clone();
                         plan.asks.push(Ask::Create(NewHost { pool: pool_name, host, template }));
                     }
-                    (Host::Joined(_), true) => {}
+                    (Host::Joined(_), true) | (Host::Waking { .. }, _) => {}
                     (Host::Deleting { .. }, true) => plan.asks.push(Ask::Delete { pool: pool_name, host }),
                     (Host::Joined(_) | Host::Deleting { .. }, false) => plan.gone.push((pool_name, host)),
                 }

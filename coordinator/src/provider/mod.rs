@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use muster_core::{
     event::Event,
-    ids::{HostRequestId, PoolName},
+    ids::{HostRequestId, NodeId, PoolName},
     limits,
     policy::{HostTemplate, ProviderKind},
     time::Millis,
@@ -31,6 +31,8 @@ const ORDERS_MAX: usize = 1_024;
 pub enum Ask {
     /// Make a host that joins as this node.
     Create(NewHost),
+    /// Wake a host that sleeps.
+    Wake(Sleeper),
     /// Say whether a host may be deleted.
     Describe {
         /// The pool.
@@ -58,6 +60,21 @@ pub struct NewHost {
     pub template: HostTemplate,
 }
 
+/// A host to be woken.
+#[derive(Clone, Debug)]
+pub struct Sleeper {
+    /// The pool.
+    pub pool: PoolName,
+    /// The stored request.
+    pub host: HostRequestId,
+    /// The node that it is.
+    pub node: NodeId,
+    /// That one's name.
+    pub name: String,
+    /// That one's labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// Makes and ends hosts. Answers come as events to the driver.
 pub trait Provider: Send {
     /// Carries out orders until there are no more to come.
@@ -78,6 +95,12 @@ pub struct Links {
 }
 
 impl Links {
+    /// An order of a pool that had another provider when it was given.
+    async fn cannot_wake(&self, pool: PoolName, host: HostRequestId) {
+        let reason = "hosts of this pool's provider are made and ended, and never woken".to_owned();
+        self.tell(Event::HostFailed { pool, host, reason }).await;
+    }
+
     async fn tell(&self, event: Event) {
         // The driver is stopping: the next one asks for the list and finds out.
         let _ = self.handle.event(event).await;
@@ -119,14 +142,16 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, places: Pl
         tokio::spawn(provider.run(received));
         providers.insert(name, asks);
     };
-    start("static", Box::new(StaticHosts::new(links.clone())));
-    start("exec", Box::new(exec::ExecHosts::new(links.clone(), places.programs, &places.fingerprint)));
+    let fleet = fleet_name(&places.fingerprint);
+    start("static", Box::new(StaticHosts::new(links.clone(), places.programs.clone(), fleet.clone())));
+    start("exec", Box::new(exec::ExecHosts::new(links.clone(), places.programs, fleet)));
     if let Some(socket) = places.local_socket {
         start("local", Box::new(local::LocalHosts::new(links.clone(), socket)));
     }
     while let Some(order) = orders.recv().await {
         let (pool, host) = match &order {
             HostOrder::Create { pool, host, .. }
+            | HostOrder::Wake { pool, host, .. }
             | HostOrder::Describe { pool, host }
             | HostOrder::Delete { pool, host, .. } => (pool.clone(), *host),
         };
@@ -144,6 +169,9 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, places: Pl
         };
         let (ask, creates) = match order {
             HostOrder::Create { pool, host, template } => (Ask::Create(NewHost { pool, host, template }), true),
+            HostOrder::Wake { pool, host, node, name, labels } => {
+                (Ask::Wake(Sleeper { pool, host, node, name, labels }), true)
+            }
             HostOrder::Describe { pool, host } => (Ask::Describe { pool, host }, false),
             HostOrder::Delete { pool, host, .. } => (Ask::Delete { pool, host }, false),
         };
@@ -164,6 +192,11 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, places: Pl
             }
         }
     }
+}
+
+/// The beginning of each request, so that several fleets can share one account. `fingerprint` is that of the fleet's CA.
+fn fleet_name(fingerprint: &str) -> String {
+    format!("muster-{}", &fingerprint[..fingerprint.len().min(12)])
 }
 
 /// How a host of a pool is named.

@@ -1,4 +1,4 @@
-//! An operator's program that makes and ends hosts: how it is asked. It gets the
+//! An operator's program that makes, ends or wakes hosts: how it is asked. It gets the
 //! operation as its argument and one JSON object on stdin, and answers with one
 //! JSON object on stdout; docs/providers.md is its manual.
 
@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use backon::{ExponentialBuilder, Retryable as _};
 use muster_core::limits;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -19,6 +20,10 @@ use tokio::{
 
 /// Exit code of a program that could not now and may be asked again (EX_TEMPFAIL, sysexits(3)).
 const TRY_AGAIN: i32 = 75;
+/// Programs that one provider runs at once; further orders wait.
+pub(super) const PROGRAMS_MAX: usize = 8;
+/// Tries of one order before its failure is told.
+const TRIES: usize = 3;
 /// An answer, at most.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
 /// Of what it says on stderr this much, from its end, is told.
@@ -35,6 +40,8 @@ pub enum Operation {
     List,
     /// What became of one host.
     Describe,
+    /// Wake a host that sleeps; one that is awake stays so.
+    Wake,
 }
 
 impl Operation {
@@ -44,12 +51,13 @@ impl Operation {
             Self::Delete => "delete",
             Self::List => "list",
             Self::Describe => "describe",
+            Self::Wake => "wake",
         }
     }
 
     const fn time_limit(self) -> Duration {
         match self {
-            Self::Create | Self::Delete => Duration::from_millis(limits::PROVIDER_CHANGE_TIME.0),
+            Self::Create | Self::Delete | Self::Wake => Duration::from_millis(limits::PROVIDER_CHANGE_TIME.0),
             Self::List | Self::Describe => Duration::from_millis(limits::PROVIDER_LOOK_TIME.0),
         }
     }
@@ -92,6 +100,27 @@ pub struct Which {
     /// Its name.
     pub name: String,
 }
+
+/// Which host to wake.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Wake {
+    /// Of this waking alone, in all fleets and for ever; it may be asked for more than once.
+    pub request: String,
+    /// The fleet, which is the beginning of every request of it.
+    pub fleet: String,
+    /// The pool.
+    pub pool: String,
+    /// The node's number, for ever: `n7`.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// Its labels, as its agent told them last.
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// It wakes the host, or has woken it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Woken {}
 
 /// Whose hosts to list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -336,6 +365,16 @@ fn last_words(stderr: &[u8]) -> Option<String> {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(3)..].join(" | ");
     (!last.is_empty()).then_some(last)
+}
+
+/// Asks again, with growing pauses, what may pass.
+pub(super) async fn patiently<A, F: Future<Output = Result<A, Error>>>(ask: impl FnMut() -> F) -> Result<A, Error> {
+    let waits = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_secs(1))
+        .with_max_delay(Duration::from_secs(10))
+        .with_max_times(TRIES - 1)
+        .with_jitter();
+    ask.retry(waits).when(Error::may_pass).await
 }
 
 #[cfg(test)]

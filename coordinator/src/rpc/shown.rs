@@ -8,6 +8,7 @@ use muster_core::{
     ids::{AttemptId, JobId, NodeId},
     job::JobRecord,
     node::{Drain, Duty, Hold, Liveness, NodeRecord},
+    pool::Host,
     time::Timestamp,
 };
 use muster_proto::{convert, v1};
@@ -240,7 +241,10 @@ pub(super) fn pool(fleet: &Fleet, name: &muster_core::ids::PoolName) -> Option<v
     let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let members = || fleet.nodes().filter(|(_, node)| node.pool == *name);
     let here = members().filter(|(_, node)| !matches!(node.liveness, Liveness::Gone(_) | Liveness::Lost(_)));
-    let draining = members().filter(|(_, node)| node.drain().is_some());
+    let draining = members().filter(|(_, node)| node.drain().is_some() && !node.is_asleep());
+    let waking =
+        |id: NodeId| record.hosts.values().any(|host| matches!(host, Host::Waking { node, .. } if *node == id));
+    let asleep = members().filter(|(id, node)| node.is_asleep() && !waking(*id));
     let own = members().filter(|(_, node)| node.host.is_none() && !matches!(node.liveness, Liveness::Gone(_)));
     let nodes = small(here.count());
     Some(v1::Pool {
@@ -253,6 +257,7 @@ pub(super) fn pool(fleet: &Fleet, name: &muster_core::ids::PoolName) -> Option<v
         explanation: fleet.explain_pool(name),
         decided_ms: view.at.0,
         idle: small(view.idle.len()),
+        asleep: small(asleep.count()),
         hosts: small(record.hosts.len() + own.count()),
         min: record.policy.min,
         max: record.policy.max,

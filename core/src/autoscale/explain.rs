@@ -8,7 +8,7 @@ use super::{
     disruption_left, going, most_wanted, victims,
 };
 use crate::{
-    policy::{Metric, PERCENT, PoolPolicy, Preset, ScaleOut},
+    policy::{Metric, PERCENT, PoolPolicy, Preset, ProviderKind, ScaleOut},
     time::{Millis, Timestamp},
 };
 
@@ -44,6 +44,13 @@ pub fn explain(policy: &PoolPolicy, view: &PoolView) -> Vec<String> {
     line("limits", limits_text(policy, view, &limits));
     line("scale-out", scale_out_text(policy, view, &limits, &asks));
     line("scale-in", scale_in_text(policy, view, &limits, &asks));
+    if !view.asleep.is_empty() {
+        let who = policy.wake.as_ref().map_or_else(
+            || String::from("the policy has no `wake`: a person starts them"),
+            |program| format!("`{program}` wakes them"),
+        );
+        line("asleep", format!("{} hosts; {who}", view.asleep.len()));
+    }
     if !view.kept.is_empty() {
         let named: Vec<&str> = view.kept.iter().take(KEPT_NAMED).map(String::as_str).collect();
         line("kept", format!("{} hosts by their provider: {}", view.kept.len(), named.join(", ")));
@@ -56,8 +63,12 @@ pub fn explain(policy: &PoolPolicy, view: &PoolView) -> Vec<String> {
 /// The numbers that a decision was made of, for its line in the history.
 #[must_use]
 pub fn inputs(view: &PoolView) -> String {
+    let asleep = match view.asleep.len() {
+        0 => String::new(),
+        asleep => format!(", {asleep} asleep"),
+    };
     format!(
-        "supply {} ({} booting), {} hosts counted, {} draining, {} idle; {}; {}",
+        "supply {} ({} booting), {} hosts counted, {} draining, {} idle{asleep}; {}; {}",
         view.supply,
         view.booting,
         view.hosts,
@@ -152,12 +163,19 @@ fn limits_text(policy: &PoolPolicy, view: &PoolView, limits: &Limits) -> String 
 
 fn scale_out_text(policy: &PoolPolicy, view: &PoolView, limits: &Limits, asks: &[Ask]) -> String {
     match decide(policy, view) {
-        Decision::Out { keep, create, reason } => {
-            format!("{create} to be made, {} drains to be cancelled: {reason}", keep.len())
+        Decision::Out { keep, wake, create, reason } => {
+            let made = match policy.provider {
+                ProviderKind::Static => format!("{} to be woken", wake.len()),
+                ProviderKind::Local | ProviderKind::Exec => format!("{create} to be made"),
+            };
+            format!("{made}, {} drains to be cancelled: {reason}", keep.len())
         }
         Decision::Hold { .. } | Decision::In { .. } => match most_wanted(asks, limits) {
             Some((wanted, _)) if wanted > view.supply && view.paused.is_some() => {
                 format!("none, although {wanted} are wanted: hosts kept failing")
+            }
+            Some((wanted, _)) if wanted > view.supply && lacks_sleepers(policy, view, limits) => {
+                format!("none, although {wanted} are wanted: {}", no_sleeper_text(policy, view))
             }
             Some((wanted, _)) if wanted > view.supply => {
                 format!("none, although {wanted} are wanted: {} hosts count against {}", view.hosts, limits.cap())
@@ -165,6 +183,20 @@ fn scale_out_text(policy: &PoolPolicy, view: &PoolView, limits: &Limits, asks: &
             Some(_) => String::from("none: at the limit"),
             None => String::from("none: nothing asks for more"),
         },
+    }
+}
+
+/// There may be more hosts, but they join by themselves and none of them can be woken.
+fn lacks_sleepers(policy: &PoolPolicy, view: &PoolView, limits: &Limits) -> bool {
+    policy.provider == ProviderKind::Static && view.stopped.is_none() && view.hosts < limits.cap()
+}
+
+/// Why none can be had of hosts that join by themselves.
+fn no_sleeper_text(policy: &PoolPolicy, view: &PoolView) -> String {
+    match (&policy.wake, view.asleep.len()) {
+        (Some(_), _) => String::from("no host of the pool is asleep; more have to join"),
+        (None, 0) => String::from("its hosts join by themselves"),
+        (None, asleep) => format!("{asleep} are asleep, and the policy has no `wake`"),
     }
 }
 

@@ -84,7 +84,9 @@ fn scale_out_waits_until_the_rule_has_held_and_rests_afterwards() {
     let mut view = PoolView { readings: queue(50), breached_since: Vec::from([Some(NOW)]), ..view() };
     let held = NOW + Millis::from_secs(5);
     assert_eq!(decide(&policy(), &view), Decision::Hold { until: Some(held) });
-    let Decision::Out { keep, create, reason } = decide(&policy(), &at(&view, held)) else { panic!("no scale-out") };
+    let Decision::Out { keep, create, reason, .. } = decide(&policy(), &at(&view, held)) else {
+        panic!("no scale-out")
+    };
     assert_eq!((keep.len(), create, reason.as_str()), (0, 2, "queue_length 50 > 10 for 5s"));
     view.last_out = Some(held);
     let rested = held + Millis::from_secs(10);
@@ -445,4 +447,53 @@ proptest! {
             }
         }
     }
+}
+
+fn rack(min: u32) -> PoolPolicy {
+    PoolPolicy { provider: ProviderKind::Static, wake: Some("wake".into()), min, ..empty(4) }
+}
+
+fn woken(policy: &PoolPolicy, view: &PoolView) -> Vec<NodeId> {
+    match decide(policy, view) {
+        Decision::Out { wake, create: 0, .. } => wake,
+        Decision::Out { .. } => panic!("nobody makes a host of a static pool"),
+        Decision::Hold { .. } | Decision::In { .. } => Vec::new(),
+    }
+}
+
+#[test]
+fn a_static_pool_wakes_as_many_as_it_wants_and_no_more_than_sleep() {
+    let asleep = Vec::from([NodeId(8), NodeId(7)]);
+    let view = PoolView { asleep: asleep.clone(), ..view() };
+    assert_eq!(woken(&rack(2), &view), [NodeId(8)], "the first in order");
+    assert_eq!(woken(&rack(4), &view), asleep, "one more is wanted");
+    let told = explain(&rack(4), &view).join("\n");
+    assert!(told.contains("2 to be woken, 0 drains to be cancelled: 1 hosts are fewer than min 4"), "{told}");
+    assert!(told.contains("3 are to be woken, 2 are asleep") && told.contains("2 hosts; `wake` wakes them"), "{told}");
+    let kept = PoolView { cancellable: Vec::from([NodeId(3)]), hosts: 2, draining: 1, ..view.clone() };
+    assert_eq!(woken(&rack(3), &kept), [NodeId(8)], "its own drain is cancelled first");
+    assert_eq!(woken(&rack(3), &PoolView { hosts: 4, ..view.clone() }), [], "what still leaves counts against max 4");
+    let waking = PoolView { supply: 3, booting: 2, hosts: 3, asleep: Vec::new(), ..view };
+    assert_eq!(decide(&rack(4), &waking), Decision::Hold { until: None });
+    let told = explain(&rack(4), &waking).join("\n");
+    assert!(told.contains("none, although 4 are wanted: no host of the pool is asleep"), "{told}");
+}
+
+#[test]
+fn a_static_pool_that_nobody_can_wake_asks_for_nothing_and_says_so() {
+    let policy = PoolPolicy { wake: None, ..rack(2) };
+    let view = PoolView { asleep: Vec::from([NodeId(7)]), ..view() };
+    assert_eq!(decide(&policy, &view), Decision::Hold { until: None });
+    let told = explain(&policy, &view).join("\n");
+    assert!(told.contains("none, although 2 are wanted: 1 are asleep, and the policy has no `wake`"), "{told}");
+    assert!(told.contains("1 hosts; the policy has no `wake`: a person starts them"), "{told}");
+}
+
+#[test]
+fn a_paused_static_pool_wakes_one_at_a_time() {
+    let asleep = Vec::from([NodeId(8), NodeId(7)]);
+    let paused = PoolView { asleep, paused: Some("no route".into()), trial_at: Some(NOW), ..view() };
+    assert_eq!(woken(&rack(4), &paused), [NodeId(8)]);
+    assert_eq!(woken(&rack(4), &PoolView { booting: 1, supply: 2, ..paused.clone() }), []);
+    assert_eq!(woken(&rack(4), &PoolView { trial_at: Some(NOW + Millis(1)), ..paused }), []);
 }

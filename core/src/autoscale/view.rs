@@ -148,7 +148,7 @@ pub struct PoolView {
     pub at: Timestamp,
     /// Hosts that their provider does not delete now, each with its reason: no victims.
     pub kept: Vec<String>,
-    /// Hosts that take or will take work: live or silent and eligible, or booting.
+    /// Hosts that take or will take work: live or silent and eligible, or booting, or being woken.
     pub supply: u32,
     /// Those of them that boot.
     pub booting: u32,
@@ -158,6 +158,8 @@ pub struct PoolView {
     pub draining: u32,
     /// Nodes being drained by the scaler that can still be kept.
     pub cancellable: Vec<NodeId>,
+    /// Nodes that joined by themselves and that the scaler has sent to sleep, in the order in which they are woken.
+    pub asleep: Vec<NodeId>,
     /// Nodes with nothing on them, longest first.
     pub idle: Vec<IdleHost>,
     /// Nodes with work on them, if the policy names such.

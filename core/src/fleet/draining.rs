@@ -32,6 +32,9 @@ impl Fleet {
         out: &mut Output,
     ) -> Result<Reply, Denied> {
         let node = self.nodes.get_mut(&id).ok_or(Denied::UnknownNode(id))?;
+        if node.record.is_asleep() && order.then != DrainThen::Delete {
+            return self.drain_asleep(id, order, now, out);
+        }
         if let Liveness::Gone(_) = node.record.liveness {
             return Err(Denied::NodeState {
                 node: node.record.name.clone(),
@@ -381,7 +384,7 @@ pub(super) fn host_actor(name: &str) -> Actor {
 }
 
 /// Two requests for one drain: the earlier deadline, the further `then`, the later words.
-fn join(old: &DrainOrder, new: DrainOrder) -> DrainOrder {
+pub(super) fn join(old: &DrainOrder, new: DrainOrder) -> DrainOrder {
     DrainOrder {
         deadline: match (old.deadline, new.deadline) {
             (Some(_), Some(new)) if mutation::is_on(Mutation::DrainPutOff) => Some(new),

@@ -8,7 +8,7 @@ use alloc::{
     vec::Vec,
 };
 
-use super::{Fleet, Output};
+use super::{Fleet, Output, waking};
 use crate::{
     autoscale::{
         BusyHost, FRESH_PERCENT, IdleHost, Need, Pinned, PoolView, Reading, Readings,
@@ -17,7 +17,7 @@ use crate::{
     ids::{HostRequestId, NodeId, PoolName},
     limits,
     mutation::{self, Mutation},
-    node::{Duty, Liveness, Node},
+    node::{Duty, Liveness, Node, SCALER},
     policy::{Money, ProviderKind, WHOLE},
     pool::{Host, Pool},
     queue::Class,
@@ -25,8 +25,6 @@ use crate::{
     time::{Millis, Timestamp},
 };
 
-/// Who drains for scale-in.
-pub(super) const SCALER: &str = "scaler";
 /// Until it is known how long a pool's tasks run, the waiting ones ask for at most so many hosts.
 const FIRST_HOSTS: u64 = 10;
 /// A task that has waited for so many boot times was to have its turn by then.
@@ -67,6 +65,7 @@ struct Tally {
     own: u32,
     draining: u32,
     cancellable: Vec<NodeId>,
+    asleep: Vec<(Timestamp, NodeId)>,
     idle: Vec<IdleHost>,
     busy: Vec<BusyHost>,
     kept: Vec<String>,
@@ -109,6 +108,7 @@ impl Tally {
             ) => {
                 self.draining += 1;
             }
+            (Liveness::Gone(since), _any_duty) if node.record.is_asleep() => self.asleep.push((*since, id)),
             (Liveness::Joining | Liveness::Lost(_) | Liveness::Gone(_), _any_duty) => {}
         }
     }
@@ -154,6 +154,10 @@ impl Fleet {
             .collect();
         for (id, node) in &self.nodes {
             let Some((tally, capacity, busy)) = tallies.get_mut(&node.record.pool) else { continue };
+            // One that is gone and whose name another has by now would not be let in, should it be woken.
+            if self.names.get(&node.record.name).is_some_and(|owner| owner != id) {
+                continue;
+            }
             tally.add(*id, node, capacity, now);
             // Who is kept by its provider is supply like any other, and no victim.
             let pool = self.pools.get(&node.record.pool);
@@ -269,17 +273,22 @@ fn could_run(class: &Class, pool: &Pool) -> bool {
         && made.is_none_or(|made| class.fences.is_subset(&made.fences))
 }
 
-/// What the hosts that boot, and those that the pool may still make, would take.
+/// What the hosts that boot, and those that the pool may still make or wake, would take.
 fn takes(pool: &Pool, waiting: &[Waiting]) -> Packed {
     let record = &pool.record;
-    let makes = record.policy.provider != ProviderKind::Static && record.paused.is_none() && record.stopped.is_none();
     let hosts = u32::try_from(record.hosts.len()).unwrap_or(u32::MAX);
-    let most = if makes { record.policy.max.saturating_sub(hosts) } else { 0 };
+    let room = record.policy.max.saturating_sub(hosts);
+    let most = match record.policy.provider {
+        _ if record.paused.is_some() || record.stopped.is_some() => 0,
+        ProviderKind::Static if record.policy.wake.is_none() => 0,
+        ProviderKind::Static => room.min(u32::try_from(pool.view.asleep.len()).unwrap_or(u32::MAX)),
+        ProviderKind::Local | ProviderKind::Exec => room,
+    };
     packing::pack(waiting, &usable(pool), booting(&record.hosts), u64::from(most))
 }
 
 pub(super) fn booting(hosts: &BTreeMap<HostRequestId, Host>) -> u32 {
-    let booting = hosts.values().filter(|host| matches!(host, Host::Requested(_)));
+    let booting = hosts.values().filter(|host| matches!(host, Host::Requested(_) | Host::Waking { .. }));
     u32::try_from(booting.count()).unwrap_or(u32::MAX)
 }
 
@@ -327,7 +336,7 @@ fn unanswered(pool: &Pool, now: Timestamp) -> Option<(String, Option<Timestamp>)
     }
     let since = |host: &Host| match host {
         Host::Deleting { since: Some(since), .. } => Some(*since),
-        Host::Deleting { since: None, .. } | Host::Requested(_) | Host::Joined(_) => None,
+        Host::Deleting { since: None, .. } | Host::Requested(_) | Host::Joined(_) | Host::Waking { .. } => None,
     };
     let overdue =
         pool.record.hosts.values().filter_map(since).filter(|since| now.since(*since) >= limits::PROVIDER_SILENT);
@@ -354,6 +363,7 @@ impl Tally {
         }
         let price = record.policy.cost.map_or(Money(0), |cost| cost.price_per_hour);
         self.idle.sort_by_key(|host| (host.since, host.node));
+        let asleep = waking::in_order(core::mem::take(&mut self.asleep), &record.hosts, &pool.unwoken);
         let too_silent = u64::from(self.heard) * 100 < u64::from(self.expected) * FRESH_PERCENT;
         let silent = too_silent.then(|| {
             (format!("only {} of {} nodes are heard ({FRESH_PERCENT} % are needed)", self.heard, self.expected), None)
@@ -365,6 +375,7 @@ impl Tally {
             hosts,
             draining: self.draining,
             cancellable: self.cancellable,
+            asleep,
             idle: self.idle,
             busy: self.busy,
             kept: self.kept,

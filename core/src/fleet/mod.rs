@@ -23,6 +23,7 @@ mod session;
 mod steering;
 mod timers;
 mod view;
+mod waking;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},

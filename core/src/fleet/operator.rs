@@ -262,6 +262,13 @@ impl Fleet {
             *state = Host::Deleting { node: None, told: Timestamp(0), since: None };
             out.touched.pools.insert(node.record.pool.clone());
         }
+        if let Some(pool) = self.pools.get_mut(&node.record.pool) {
+            pool.unwoken.remove(&id);
+            if let Some(host) = pool.waking_of(id) {
+                pool.record.hosts.remove(&host);
+                out.touched.pools.insert(node.record.pool.clone());
+            }
+        }
         self.freed.remove(&id);
         self.forget_member(id, &node.record);
         out.touched.nodes.insert(id);

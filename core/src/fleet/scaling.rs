@@ -3,7 +3,7 @@
 
 use alloc::{collections::BTreeSet, format, string::String, vec::Vec};
 
-use super::{Fleet, Output, Timer, gauge::SCALER, record};
+use super::{Fleet, Output, Timer, record, waking};
 use crate::{
     autoscale::{self, Decision, PoolView},
     effect::{Effect, Sizes, Subject},
@@ -11,8 +11,8 @@ use crate::{
     event::{DrainOrder, DrainThen},
     ids::{Actor, HostRequestId, NodeId, PoolName},
     limits,
-    node::Liveness,
-    policy::ProviderKind,
+    node::{Liveness, SCALER},
+    policy::{ProviderKind, Sleep},
     pool::Host,
     time::{Millis, Timestamp},
 };
@@ -49,8 +49,8 @@ impl Fleet {
             match decision {
                 Decision::Hold { until: None } => {}
                 Decision::Hold { until: Some(until) } => self.wake_at(until, Timer::Pool(name)),
-                Decision::Out { keep, create, reason } => {
-                    self.scale_out(&name, &view, &keep, create, reason, now, out);
+                Decision::Out { keep, wake, create, reason } => {
+                    self.scale_out(&name, &view, &keep, &wake, create, reason, now, out);
                 }
                 Decision::In { release, busy, reason } => {
                     self.scale_in(&name, &view, &release, busy, &reason, now, out);
@@ -65,6 +65,7 @@ impl Fleet {
         name: &PoolName,
         view: &PoolView,
         keep: &[NodeId],
+        wake: &[NodeId],
         create: u32,
         reason: String,
         now: Timestamp,
@@ -81,9 +82,10 @@ impl Fleet {
             );
             self.restore_duty(*node, out);
         }
+        for node in wake {
+            self.wake_host(name, *node, &reason, now, out);
+        }
         let Some(pool) = self.pools.get_mut(name) else { return };
-        // Hosts of a static pool join by themselves: only drains can be cancelled there.
-        let create = if pool.record.policy.provider == ProviderKind::Static { 0 } else { create };
         for _ in 0..create {
             let host = self.meta.next_host;
             self.meta.next_host = HostRequestId(host.0 + 1);
@@ -96,7 +98,7 @@ impl Fleet {
             });
             self.timers.set(now + pool.record.policy.boot_deadline, Timer::Pool(name.clone()));
         }
-        let change = create + u32::try_from(keep.len()).unwrap_or(0);
+        let change = create + u32::try_from(keep.len() + wake.len()).unwrap_or(0);
         if change > 0 {
             pool.record.last_out = Some(now);
             self.record_scaling(name, view, view.supply + change, reason, now, out);
@@ -114,10 +116,11 @@ impl Fleet {
         now: Timestamp,
         out: &mut Output,
     ) {
-        let then = match self.pools.get(name).map(|pool| pool.record.policy.provider) {
-            Some(ProviderKind::Local | ProviderKind::Exec) => DrainThen::Delete,
-            Some(ProviderKind::Static) => DrainThen::Stop,
-            None => return,
+        let Some(pool) = self.pools.get(name) else { return };
+        let then = match (pool.record.policy.provider, pool.record.policy.sleep) {
+            (ProviderKind::Local | ProviderKind::Exec, _) => DrainThen::Delete,
+            (ProviderKind::Static, Sleep::Stop) => DrainThen::Stop,
+            (ProviderKind::Static, Sleep::Poweroff) => DrainThen::Poweroff,
         };
         let release = self.cleared(name, release, now, out);
         if release.is_empty() {
@@ -161,6 +164,7 @@ impl Fleet {
 
     /// Ends hosts that did not join in time, and asks again for deletions that were not confirmed.
     fn remind_provider(&mut self, name: &PoolName, now: Timestamp, out: &mut Output) {
+        self.remind_of_waking(name, now, out);
         let Some(pool) = self.pools.get_mut(name) else { return };
         let policy = &pool.record.policy;
         let mut failed = 0;
@@ -177,7 +181,7 @@ impl Fleet {
                     out.effects.push(Effect::DeleteHost { pool: name.clone(), host: *host, node });
                     self.timers.set(now + limits::DELETE_ASK_AGAIN, Timer::Pool(name.clone()));
                 }
-                Host::Requested(_) | Host::Joined(_) | Host::Deleting { .. } => {}
+                Host::Requested(_) | Host::Joined(_) | Host::Deleting { .. } | Host::Waking { .. } => {}
             }
         }
         for _ in 0..failed {
@@ -204,13 +208,19 @@ impl Fleet {
                         let due = (*told + limits::DELETE_ASK_AGAIN).max(now);
                         self.timers.set(due, Timer::Pool(name.clone()));
                     }
+                    Host::Waking { node, since, told } => {
+                        *told = now;
+                        out.touched.pools.insert(name.clone());
+                        out.effects.push(Effect::WakeHost { pool: name.clone(), host: *host, node: *node });
+                        self.timers.set(waking::next_look(*since, now, policy), Timer::Pool(name.clone()));
+                    }
                     Host::Joined(_) => {}
                 }
             }
         }
     }
 
-    fn count_failure(&mut self, name: &PoolName, reason: &str, now: Timestamp, out: &mut Output) {
+    pub(super) fn count_failure(&mut self, name: &PoolName, reason: &str, now: Timestamp, out: &mut Output) {
         let Some(pool) = self.pools.get_mut(name) else { return };
         pool.record.failures += 1;
         let subject = Subject::Pool { name: name.clone(), sizes: None };
@@ -237,8 +247,13 @@ impl Fleet {
         out: &mut Output,
     ) {
         let Some(pool) = self.pools.get_mut(name) else { return };
-        if pool.record.hosts.remove(&host).is_some() {
-            self.count_failure(name, reason, now, out);
+        match pool.record.hosts.get(&host).copied() {
+            Some(Host::Waking { node, .. }) => self.waking_failed(name, host, node, reason, now, out),
+            Some(Host::Requested(_) | Host::Joined(_) | Host::Deleting { .. }) => {
+                pool.record.hosts.remove(&host);
+                self.count_failure(name, reason, now, out);
+            }
+            None => {}
         }
     }
 

@@ -144,6 +144,7 @@ impl Fleet {
         }
         self.remind(id, session, hello.closed_for_drain, now, out);
         self.settle_joined_host(id, now, out);
+        self.settle_woken_host(id, now, out);
         let sentence = format!("{} CPU, {}", crate::resources::Cores(hello.capacity.cpu_milli), hello.version);
         record(out, now, Subject::Node(id), "connected", sentence, None);
         out.touched.nodes.insert(id);
@@ -154,6 +155,7 @@ impl Fleet {
 
     /// Takes over what the node says of itself.
     fn adopt(&mut self, id: NodeId, session: SessionId, hello: &Hello, now: Timestamp) {
+        let is_woken = self.waking_of(id).is_some();
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let record = &mut node.record;
         record.boot_id.clone_from(&hello.boot_id);
@@ -164,9 +166,9 @@ impl Fleet {
         record.fences.clone_from(&hello.fences);
         record.version.clone_from(&hello.version);
         // A node that was told to go and was brought back by an operator begins anew. As it went it opened
-        // itself; one that is still closed for its drain has not got our word, and gets it again.
+        // itself; one that is still closed for its drain has not got our word, and gets it again, or opens if it is wanted.
         if let Duty::Stopping { drain, .. } = &record.duty
-            && hello.closed_for_drain != drain.revision
+            && (is_woken || hello.closed_for_drain != drain.revision)
         {
             record.duty = Duty::Eligible;
         }
@@ -295,18 +297,12 @@ impl Fleet {
         let Some(node) = self.nodes.get(&id) else { return };
         let Some(host) = node.record.host else { return };
         let Some(pool) = self.pools.get_mut(&node.record.pool) else { return };
-        match pool.record.hosts.get(&host) {
+        match pool.record.hosts.get(&host).copied() {
             Some(Host::Requested(since)) => {
-                pool.record.failures = 0;
-                pool.record.paused_until = None;
-                if pool.record.paused.take().is_some() {
-                    let subject = Subject::Pool { name: node.record.pool.clone(), sizes: None };
-                    record(out, now, subject, "unpaused", String::from("a host has joined"), None);
-                }
-                pool.record.boots.note(now.since(*since));
+                pool.note_boot(since, "a host has joined", now, out);
                 pool.record.made = Some(Made { capacity: node.record.capacity, fences: node.record.fences.clone() });
             }
-            Some(Host::Joined(_) | Host::Deleting { .. }) => return,
+            Some(Host::Joined(_) | Host::Deleting { .. } | Host::Waking { .. }) => return,
             // The provider said that it is gone, and here it speaks: it counts again (FL-11).
             None => {}
         }
@@ -318,13 +314,18 @@ impl Fleet {
         let Some(node) = self.node_on(id, session) else { return };
         node.session = None;
         // A node that was told to go has gone; for all others only the lease tells.
-        if matches!(node.record.duty, Duty::Stopping { .. }) && node.record.host.is_none() {
-            node.record.liveness = Liveness::Gone(now);
-            record(out, now, Subject::Node(id), "gone", String::from("it left after its proved drain"), None);
-            out.touched.nodes.insert(id);
-            self.leave_rolling(id, "it is gone", None, now, out);
+        if is_told_to_go(&node.record) {
+            self.gone_after_drain(id, now, out);
         }
         self.reindex(id);
+    }
+
+    fn gone_after_drain(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.record.liveness = Liveness::Gone(now);
+        record(out, now, Subject::Node(id), "gone", String::from("it left after its proved drain"), None);
+        out.touched.nodes.insert(id);
+        self.leave_rolling(id, "it is gone", None, now, out);
     }
 
     #[allow(clippy::too_many_arguments, reason = "the fields of one event")]
@@ -390,6 +391,13 @@ impl Fleet {
     pub(super) fn notice_silence(&mut self, id: NodeId, now: Timestamp, out: &mut Output) -> bool {
         let is_due = |node: &&mut Node| node.record.liveness == Liveness::Live && node.lease_end <= now;
         let Some(node) = self.nodes.get_mut(&id).filter(is_due) else { return false };
+        if is_told_to_go(&node.record) {
+            // Powered off without a last word: no silence that anybody should hear of, nor a reason to brake.
+            self.close_session(id, "it was told to go, and nothing was heard of it since", out);
+            self.gone_after_drain(id, now, out);
+            self.reindex(id);
+            return true;
+        }
         node.record.liveness = Liveness::Silent(now);
         let due = node.heard + limits::LOST_AFTER;
         let sentence = format!("no heartbeat for {}", now.since(node.heard));
@@ -451,6 +459,11 @@ impl Fleet {
         }
         self.reindex(id);
     }
+}
+
+/// It proved itself empty and was told to go; no provider says whether it did.
+const fn is_told_to_go(record: &NodeRecord) -> bool {
+    matches!(record.duty, Duty::Stopping { .. }) && record.host.is_none()
 }
 
 /// From a stream of an agent that has died since, or that has opened another since: what it held then says nothing

@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeSet, format, string::String, vec::Vec};
 
-use super::{Fleet, Meta};
+use super::{Fleet, Meta, gauge};
 use crate::{
     autoscale::{self, PoolView},
     effect::AttemptRecord,
@@ -11,7 +11,7 @@ use crate::{
     limits,
     node::{Liveness, NodeRecord},
     placement,
-    pool::{Host, PoolRecord},
+    pool::PoolRecord,
     queue::Class,
     resources::Resources,
     rolling::{self, Rolling, RollingId},
@@ -196,11 +196,10 @@ impl Fleet {
         self.pools.get(name).map(|pool| &pool.view)
     }
 
-    /// Hosts of a pool that boot.
+    /// Hosts of a pool that boot or are being woken.
     #[must_use]
     pub fn booting(&self, name: &PoolName) -> usize {
-        let hosts = self.pools.get(name).map(|pool| &pool.record.hosts);
-        hosts.map_or(0, |hosts| hosts.values().filter(|host| matches!(host, Host::Requested(_))).count())
+        self.pools.get(name).map_or(0, |pool| gauge::booting(&pool.record.hosts)) as usize
     }
 
     /// What a drain of the node waits for, longest first.

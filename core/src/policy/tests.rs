@@ -167,3 +167,28 @@ fn a_program_is_a_plain_name_and_for_exec_only() {
     }
     assert!(with("local", "qemu").unwrap_err().contains("`program`"));
 }
+
+#[test]
+fn sleep_and_wake_are_for_static_pools_only() {
+    let with = |provider: &str, key: &str, value: &str| {
+        let host = serde_json::json!({"cpu": 1, "memory": "1GiB", "disk": "1GiB"});
+        let mut text = serde_json::json!({"name": "rack", "provider": provider, "max": 1u32, "host": host});
+        text[key] = value.into();
+        serde_json::from_value::<PoolPolicy>(text).map_err(|error| error.to_string())
+    };
+    let woken = with("static", "wake", "wake-on-lan").unwrap();
+    assert_eq!((woken.sleep, woken.wake.as_deref()), (Sleep::Stop, Some("wake-on-lan")));
+    assert_eq!(written_again(&woken), woken);
+    let off = with("static", "sleep", "poweroff").unwrap();
+    assert_eq!((off.sleep, &off.wake), (Sleep::Poweroff, &None));
+    assert_eq!(written_again(&off), off);
+    for (provider, key, value) in [("exec", "wake", "w"), ("local", "sleep", "stop"), ("exec", "sleep", "poweroff")] {
+        let error = with(provider, key, value).unwrap_err();
+        assert_eq!(error, std::format!("`{key}` is for `provider = \"static\"` only"));
+    }
+    assert!(with("static", "wake", "../x").unwrap_err().starts_with("`wake` is the name of a file"));
+    assert!(with("static", "sleep", "hibernate").unwrap_err().contains("hibernate"));
+    // An older coordinator refuses keys that it does not know: where they say nothing they are not written.
+    let plain = serde_json::to_string(&with("static", "sleep", "stop").unwrap()).unwrap();
+    assert!(!plain.contains("sleep") && !plain.contains("wake"), "{plain}");
+}

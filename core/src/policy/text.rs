@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Below, Change, Cost, HostTemplate, Metric, Money, PERCENT, PlacementOrder, PoolPolicy, Preset, ProviderKind,
-    ScaleIn, ScaleOut, Share, WHOLE, Window,
+    ScaleIn, ScaleOut, Share, Sleep, WHOLE, Window,
     amounts::{self, Amount},
     schedule::{self, Day},
 };
@@ -67,6 +67,11 @@ pub(super) struct PolicyText {
     name: PoolName,
     provider: ProviderKind,
     program: Option<String>,
+    // Not written where they say nothing, so that an older coordinator reads all other policies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sleep: Option<Sleep>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wake: Option<String>,
     min: Option<u32>,
     max: u32,
     preset: Option<Preset>,
@@ -205,16 +210,21 @@ fn threshold_text(metric: Metric, value: u64) -> Amount {
     }
 }
 
-/// The name of a file in the providers' folder, never a path out of it.
-fn program(provider: ProviderKind, name: Option<String>) -> Result<Option<String>, BadKey> {
-    let Some(name) = name else { return Ok(None) };
-    if provider != ProviderKind::Exec {
-        return bad("program", "is for `provider = \"exec\"` only");
+/// A key that is there is one of this provider's.
+fn only_for<T>(key: &str, of: ProviderKind, policy: ProviderKind, value: Option<T>) -> Result<Option<T>, BadKey> {
+    if value.is_some() && policy != of {
+        return bad(key, format!("is for `provider = \"{}\"` only", of.name()));
     }
+    Ok(value)
+}
+
+/// The name of a file in the providers' folder, never a path out of it.
+fn program(key: &str, name: Option<String>) -> Result<Option<String>, BadKey> {
+    let Some(name) = name else { return Ok(None) };
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.is_empty() || name.len() > PROGRAM_BYTES_MAX || name.starts_with('.') || !name.bytes().all(plain) {
         return bad(
-            "program",
+            key,
             "is the name of a file in the coordinator's folder of providers: letters, digits, `-`, `_`, `.`",
         );
     }
@@ -512,7 +522,9 @@ impl TryFrom<PolicyText> for PoolPolicy {
             cost: text.cost.as_ref().map(CostText::read).transpose()?,
             name: text.name,
             provider: text.provider,
-            program: program(text.provider, text.program)?,
+            program: program("program", only_for("program", ProviderKind::Exec, text.provider, text.program)?)?,
+            sleep: only_for("sleep", ProviderKind::Static, text.provider, text.sleep)?.unwrap_or_default(),
+            wake: program("wake", only_for("wake", ProviderKind::Static, text.provider, text.wake)?)?,
             host: text.host,
         };
         policy.check()?;
@@ -526,6 +538,8 @@ impl From<PoolPolicy> for PolicyText {
             name: policy.name,
             provider: policy.provider,
             program: policy.program,
+            sleep: Some(policy.sleep).filter(|sleep| *sleep != Sleep::default()),
+            wake: policy.wake,
             min: Some(policy.min),
             max: policy.max,
             preset: Some(policy.preset),

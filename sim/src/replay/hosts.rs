@@ -155,6 +155,7 @@ impl World<'_> {
             | Effect::Welcome { .. }
             | Effect::GrantLease { .. }
             | Effect::NoticeDrain { .. }
+            | Effect::WakeHost { .. }
             | Effect::AskHost { .. }
             | Effect::Acknowledge { .. }
             | Effect::CloseSession { .. } => {}
