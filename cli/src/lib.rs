@@ -14,6 +14,7 @@ pub mod hostlist;
 mod inputs;
 mod local;
 mod output;
+mod progress;
 mod role;
 pub mod template;
 mod units;

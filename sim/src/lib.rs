@@ -30,7 +30,7 @@ mod truth;
 mod world;
 
 pub use coverage::Coverage;
-pub use play::{Failure, Summary, play_all, shrink, trace};
+pub use play::{Failure, Progress, Summary, play_all, shrink, trace};
 pub use setup::{Fault, Faults, Mix, Setup};
 pub use truth::Violation;
 pub use world::{Outcome, run};

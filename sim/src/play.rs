@@ -44,6 +44,15 @@ pub struct Failure {
     pub violation: Violation,
 }
 
+/// How far many seeds are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Seeds that were played.
+    pub seeds: u64,
+    /// Those of them that broke a promise.
+    pub violations: u64,
+}
+
 impl Summary {
     fn join(&mut self, other: Self) {
         self.seeds += other.seeds;
@@ -58,11 +67,13 @@ impl Summary {
     }
 }
 
-/// Plays the seeds `first`, `first + 1`, ... until one fails, at most `count`. Tells `progress` how many are done.
+/// Plays the seeds `first`, `first + 1`, ... until one fails, at most `count`. Tells `progress` how far it is
+/// after each.
 #[must_use]
-pub fn play_all(first: u64, count: u64, threads: usize, setup: Setup, progress: &(dyn Fn(u64) + Sync)) -> Summary {
+pub fn play_all(first: u64, count: u64, threads: usize, setup: Setup, progress: &(dyn Fn(Progress) + Sync)) -> Summary {
     let next = AtomicU64::new(0);
     let done = AtomicU64::new(0);
+    let violations = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     let work = || {
         let mut summary = Summary::default();
@@ -83,10 +94,12 @@ pub fn play_all(first: u64, count: u64, threads: usize, setup: Setup, progress: 
                 Err(violation) => {
                     summary.seeds += 1;
                     failed.store(true, Ordering::Relaxed);
+                    violations.fetch_add(1, Ordering::Relaxed);
                     summary.failure = Some(Failure { seed, setup, violation });
                 }
             }
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+            let seeds = done.fetch_add(1, Ordering::Relaxed) + 1;
+            progress(Progress { seeds, violations: violations.load(Ordering::Relaxed) });
         }
         summary
     };

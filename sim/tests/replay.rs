@@ -1,7 +1,7 @@
 //! A small trace through the whole replay, with exact figures: what a change of a rule does to real work reads as a
 //! text diff. `RECORD=1 cargo test -p muster-sim --test replay` writes them anew.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, fs, path::Path, sync::Mutex};
 
 use muster_core::{
     ids::PoolName,
@@ -9,8 +9,8 @@ use muster_core::{
     time::{Millis, Timestamp},
 };
 use muster_sim::replay::{
-    Assumptions, Bounds, Conditions, Files, Format, RIVALS, Report, Shape, Source, Workload, compare, html, read, svg,
-    synthetic,
+    Assumptions, Bounds, Conditions, Files, Format, RIVALS, Report, Shape, Source, WHOLE, Workload, compare, html,
+    read, svg, synthetic,
 };
 
 /// A Monday.
@@ -48,7 +48,7 @@ fn llm() -> Workload {
 
 fn played(workload: &Workload, rivals: &[&str]) -> Report {
     let rivals: Vec<String> = rivals.iter().map(|name| (*name).to_owned()).collect();
-    compare(workload, &policy(), &rivals, conditions(), 2).expect("every rule serves every task")
+    compare(workload, &policy(), &rivals, conditions(), 2, &|_, _| {}).expect("every rule serves every task")
 }
 
 fn figures(report: &Report) -> String {
@@ -125,8 +125,21 @@ fn a_pool_that_never_grows_is_an_error_and_no_endless_replay() {
     let mut closed = policy();
     closed.preset = Preset::None;
     let workload = synthetic(Shape::Batches, 1, 1_000, 256);
-    let refused = compare(&workload, &closed, &[], conditions(), 1).expect_err("nobody serves them");
+    let refused = compare(&workload, &closed, &[], conditions(), 1, &|_, _| {}).expect_err("nobody serves them");
     assert!(refused.contains("policy") && refused.contains("not grow"), "{refused}");
+}
+
+#[test]
+fn progress_grows_from_nothing_to_the_whole_of_each_rule() {
+    let workload = synthetic(Shape::Batches, 1, 1_000, 256);
+    let told = [Mutex::new(Vec::new()), Mutex::new(Vec::new())];
+    let tell = |rule: usize, played| told[rule].lock().expect("nobody panicked").push(played);
+    compare(&workload, &policy(), &["fixed-peak".to_owned()], conditions(), 2, &tell).expect("both serve every task");
+    for told in told.map(|told| told.into_inner().expect("nobody panicked")) {
+        assert!(told.is_sorted_by(|one, next| one < next), "{told:?}");
+        assert_eq!((told.first(), told.last()), (Some(&0), Some(&WHOLE)));
+        assert!(told.len() > 100, "a trace is told in more than {} steps", told.len());
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A few hundred seeds at every test run; `muster simulate` plays more.
 
-use muster_sim::{Faults, Setup, play_all, run, trace};
+use std::sync::Mutex;
+
+use muster_sim::{Faults, Progress, Setup, play_all, run, trace};
 
 /// Seeds at every test run.
 const SEEDS: u64 = 200;
@@ -34,8 +36,12 @@ fn one_seed_is_one_run_to_the_byte() {
 fn what_comes_out_does_not_depend_on_the_number_of_threads() {
     let small = Setup { jobs: 30, ..Setup::default() };
     let one = play_all(1, 8, 1, small, &|_| {});
-    let three = play_all(1, 8, 3, small, &|_| {});
+    let told = Mutex::new(Vec::new());
+    let three = play_all(1, 8, 3, small, &|progress| told.lock().expect("nobody panicked").push(progress));
     assert_eq!((one.steps, one.starts, one.coverage), (three.steps, three.starts, three.coverage));
+    let mut told = told.into_inner().expect("nobody panicked");
+    told.sort_unstable_by_key(|progress| progress.seeds);
+    assert_eq!(told, (1..=8).map(|seeds| Progress { seeds, violations: 0 }).collect::<Vec<_>>());
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod jobs;
 mod notices;
 mod partition;
 mod pools;
+mod progress;
 mod restarts;
 mod restored;
 mod reuse;

@@ -6,6 +6,7 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -16,8 +17,8 @@ use muster_core::{
     time::{Millis, Timestamp},
 };
 use muster_sim::replay::{
-    Assumptions, Bounds, Conditions, Files, Format, RIVALS, Report, Row, Shape, Source, Workload, compare, html, read,
-    svg, synthetic,
+    Assumptions, Bounds, Conditions, Files, Format, RIVALS, Report, Row, Shape, Source, WHOLE, Workload, compare, html,
+    read, svg, synthetic,
 };
 use serde_json::{Value, json};
 
@@ -26,6 +27,7 @@ use crate::{
     escape,
     exit::{Exit, Failure, Result},
     output::{Cell, List, Output},
+    progress::{Progress, time_left},
     units,
 };
 
@@ -144,7 +146,15 @@ pub fn run(output: &Output, options: &Replay, task: Task<'_>) -> Result<ExitCode
         Some(named) => named.to_vec(),
     };
     let threads = task.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
-    let report = compare(&workload, &policy, &rivals, conditions, threads).map_err(Failure::usage)?;
+    let (line, plays) = (Progress::new(output), Mutex::new(Plays::new(&rivals)));
+    let progress = |rule, played| {
+        let mut plays = plays.lock().unwrap_or_else(PoisonError::into_inner);
+        plays.played[rule] = Some(played);
+        line.show(|since| plays.far(since));
+    };
+    let report = compare(&workload, &policy, &rivals, conditions, threads, &progress).map_err(Failure::usage);
+    drop(line);
+    let report = report?;
     output.say(&heading(&name, &report, &policy));
     let price = price_of(options, &policy);
     let parts: &[(usize, &str)] =
@@ -161,6 +171,35 @@ pub fn run(output: &Output, options: &Replay, task: Task<'_>) -> Result<ExitCode
         output.say(&format!("worse than its bounds: {sentence}"));
     }
     Ok(if broken.is_empty() { Exit::Ok } else { Exit::Pending }.into())
+}
+
+/// How far each rule is on the trace.
+#[derive(Debug)]
+struct Plays<'a> {
+    rules: Vec<&'a str>,
+    /// In thousandths; none: its turn has not come.
+    played: Vec<Option<u64>>,
+}
+
+impl<'a> Plays<'a> {
+    fn new(rivals: &'a [String]) -> Self {
+        let rules: Vec<&str> = std::iter::once("policy").chain(rivals.iter().map(String::as_str)).collect();
+        Self { played: vec![None; rules.len()], rules }
+    }
+
+    /// For a person who waits: what is played now comes last, where a narrow terminal cuts.
+    fn far(&self, since: Duration) -> String {
+        let total = self.rules.len() as u64 * WHOLE;
+        let left = time_left(self.played.iter().flatten().sum(), total, since);
+        let left = left.map_or_else(String::new, |left| format!(", {left} left"));
+        let done = self.played.iter().filter(|played| **played == Some(WHOLE)).count();
+        let now: Vec<String> = (self.rules.iter().zip(&self.played))
+            .filter_map(|(rule, played)| Some((rule, (*played).filter(|played| *played < WHOLE)?)))
+            .map(|(rule, played)| format!("{rule} {}%", played * 100 / WHOLE))
+            .collect();
+        let now = if now.is_empty() { String::new() } else { format!(": {} of the trace", now.join(", ")) };
+        format!("{done}/{} rules{left}{now}", self.rules.len())
+    }
 }
 
 fn policy_of(path: &Path) -> Result<PoolPolicy> {
@@ -373,4 +412,23 @@ fn write_plots(options: &Replay, report: &Report, name: &str, parts: &[(usize, &
         write(path, html(report, title, &rows))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_names_the_rules_that_are_played_and_the_time_of_all() {
+        let rivals = ["thresholds".to_owned(), "fixed-peak".to_owned(), "concurrency".to_owned()];
+        let mut plays = Plays::new(&rivals);
+        let far = |plays: &Plays| plays.far(Duration::from_secs(30));
+        assert_eq!(far(&plays), "0/4 rules");
+        plays.played = vec![Some(0), None, None, None];
+        assert_eq!(far(&plays), "0/4 rules: policy 0% of the trace");
+        plays.played = vec![Some(WHOLE), Some(439), Some(561), None];
+        assert_eq!(far(&plays), "1/4 rules, 30s left: thresholds 43%, fixed-peak 56% of the trace");
+        plays.played = vec![Some(WHOLE); 4];
+        assert_eq!(far(&plays), "4/4 rules, 0ms left");
+    }
 }

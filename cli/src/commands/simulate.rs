@@ -3,12 +3,11 @@
 use std::{
     path::Path,
     process::ExitCode,
-    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use muster_core::time::Millis;
-use muster_sim::{Failure as Broken, Mix, Setup, Summary, play_all, shrink, trace};
+use muster_sim::{Failure as Broken, Mix, Progress as Played, Setup, Summary, play_all, shrink, trace};
 use serde_json::{Value, json};
 
 use super::replay;
@@ -16,14 +15,13 @@ use crate::{
     args::Simulate,
     exit::{Exit, Failure, Result},
     output::Output,
+    progress::{Progress, time_left},
 };
 
 /// Lines of a trace that are shown of a seed that fails.
 const TAIL_LINES: usize = 40;
 /// What occurs less often than this is named: it was hardly tried.
 const RARE: u64 = 100;
-/// Between two lines of progress.
-const PROGRESS: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub fn run(output: &Output, command: &Simulate) -> Result<ExitCode> {
@@ -38,16 +36,13 @@ pub fn run(output: &Output, command: &Simulate) -> Result<ExitCode> {
     }
     let threads = command.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let begun = Instant::now();
-    let told = AtomicU64::new(0);
-    let progress = |done: u64| {
-        let due = begun.elapsed().as_secs() / PROGRESS.as_secs();
-        if told.fetch_max(due, Ordering::Relaxed) < due {
-            output.say(&format!("{done} of {} seeds", command.seeds));
-        }
-    };
+    let line = Progress::new(output);
+    let progress = |played| line.show(|since| far(played, command.seeds, since));
+    progress(Played { seeds: 0, violations: 0 });
     let summary = play_all(command.seed, command.seeds, threads, setup, &progress);
     let failure =
         summary.failure.as_ref().map(|failure| if command.shrink { shrink(failure) } else { failure.clone() });
+    drop(line);
     let elapsed = begun.elapsed();
     output.one("Simulation", &value(&summary, failure.as_ref(), elapsed), &text(&summary, elapsed), "simulation")?;
     match failure {
@@ -99,6 +94,13 @@ fn play_one(output: &Output, seed: u64, setup: Setup) -> Result<ExitCode> {
         None => Ok(Exit::Ok.into()),
         Some(violation) => Err(Failure::new(Exit::Failed, format!("seed {seed}: {violation}"))),
     }
+}
+
+/// How far it is, for a person who waits.
+fn far(Played { seeds, violations }: Played, total: u64, since: Duration) -> String {
+    let rate = seeds as f64 / since.as_secs_f64().max(0.001);
+    let left = time_left(seeds, total, since).map_or_else(String::new, |left| format!(", {left} left"));
+    format!("{seeds}/{total} seeds, {rate:.1} a second{left}, {violations} violations")
 }
 
 fn text(summary: &Summary, elapsed: Duration) -> String {
@@ -177,6 +179,13 @@ mod tests {
     use crate::args::{Cli, Command};
     use clap::Parser as _;
     use muster_sim::{Fault, Violation};
+
+    #[test]
+    fn progress_tells_how_many_how_fast_and_how_long_yet() {
+        let far = |seeds, violations| far(Played { seeds, violations }, 100, Duration::from_secs(2));
+        assert_eq!(far(0, 0), "0/100 seeds, 0.0 a second, 0 violations");
+        assert_eq!(far(25, 1), "25/100 seeds, 12.5 a second, 6s left, 1 violations");
+    }
 
     #[test]
     fn the_replay_command_means_the_same_world() {

@@ -26,4 +26,4 @@ pub use report::{Bounds, RIVALS, Report, Row, compare};
 pub use rules::{Concurrency, Rule};
 pub use synthetic::{Shape, synthetic};
 pub use workload::{Arrival, Workload};
-pub use world::{Conditions, Outcome, play};
+pub use world::{Conditions, Outcome, WHOLE, play};

@@ -46,7 +46,8 @@ pub struct Report {
     pub demand: Vec<f64>,
 }
 
-/// Plays a workload under a policy and the named rivals, on as many threads.
+/// Plays a workload under a policy and the named rivals, on as many threads. Tells `progress` how far each is: its place (0 is
+/// the policy, then the rivals in their order) and thousandths of the trace, as [`world::play`] does.
 ///
 /// # Errors
 /// A sentence that names the rule that came to nothing.
@@ -56,6 +57,7 @@ pub fn compare(
     rivals: &[String],
     conditions: Conditions,
     threads: usize,
+    progress: &(dyn Fn(usize, u64) + Sync),
 ) -> Result<Report, String> {
     let levels = oracle::demand(workload, &policy.host.capacity());
     let peak = oracle::peak(&levels);
@@ -64,10 +66,12 @@ pub fn compare(
         rules.push((rival.clone(), rule(rival, policy, peak)?));
     }
     let mut outcomes: Vec<Option<Result<Outcome, String>>> = rules.iter().map(|_| None).collect();
-    for (chosen, places) in rules.chunks(threads.max(1)).zip(outcomes.chunks_mut(threads.max(1))) {
+    let mut jobs: Vec<_> = rules.iter().zip(&mut outcomes).enumerate().collect();
+    for chosen in jobs.chunks_mut(threads.max(1)) {
         thread::scope(|scope| {
-            for ((_, rule), place) in chosen.iter().zip(places) {
-                scope.spawn(|| *place = Some(world::play(workload, policy, rule, conditions)));
+            for (at, ((_, rule), place)) in chosen {
+                let tell = |played| progress(*at, played);
+                scope.spawn(move || **place = Some(world::play(workload, policy, rule, conditions, &tell)));
             }
         });
     }

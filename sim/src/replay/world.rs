@@ -72,16 +72,31 @@ const DECISIONS_MAX: usize = 100_000;
 /// Settlings without the end in sight. A rule that never serves some task would go on for ever.
 const OVERTIME: Millis = Millis::from_secs(7 * 24 * 3_600);
 
-/// Plays a workload under a rule.
+/// Thousandths of a trace: all of it was played, and all of its tasks.
+pub const WHOLE: u64 = 1_000;
+
+/// Plays a workload under a rule. Tells `progress` each thousandth of the trace's span, and [`WHOLE`] at the end alone.
 ///
 /// # Errors
 /// A sentence: a task fits no host, or some task is never served.
-pub fn play(workload: &Workload, policy: &PoolPolicy, rule: &Rule, conditions: Conditions) -> Result<Outcome, String> {
+pub fn play(
+    workload: &Workload,
+    policy: &PoolPolicy,
+    rule: &Rule,
+    conditions: Conditions,
+    progress: &dyn Fn(u64),
+) -> Result<Outcome, String> {
     let mut world = World::new(workload, policy, rule, conditions);
     world.begin();
+    let mut told = None;
     while let Some(now) = world.next_moment() {
+        let played = world.played(now);
+        if told.replace(played) != Some(played) {
+            progress(played);
+        }
         world.step(now)?;
     }
+    progress(WHOLE);
     world.finish()
 }
 
@@ -193,6 +208,12 @@ impl<'a> World<'a> {
 
     pub(super) fn trace_time(&self, now: Timestamp) -> Millis {
         now.since(self.conditions.begins)
+    }
+
+    /// Thousandths of the span that are over; tasks may be left even when all are.
+    fn played(&self, now: Timestamp) -> u64 {
+        let (since, span) = (u128::from(self.trace_time(now).0), u128::from(self.span.0.max(1)));
+        u64::try_from(since * u128::from(WHOLE) / span).map_or(WHOLE - 1, |played| played.min(WHOLE - 1))
     }
 
     pub(super) fn at(&mut self, at: Timestamp, action: Action) {
