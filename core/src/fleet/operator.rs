@@ -68,7 +68,8 @@ impl Fleet {
         let in_pool = |pool: &PoolName| class.pool.as_ref().is_none_or(|wanted| wanted == pool);
         let known = || {
             self.nodes.values().filter(|node| {
-                in_pool(&node.record.pool) && !matches!(node.record.liveness, Liveness::Joining | Liveness::Gone(_))
+                let is_away = matches!(node.record.liveness, Liveness::Joining | Liveness::Gone(_));
+                in_pool(&node.record.pool) && (!is_away || node.record.is_asleep())
             })
         };
         let templates =
