@@ -22,6 +22,7 @@ mod restored;
 mod reuse;
 mod rolling;
 mod shrinking;
+mod sleeping;
 mod spawner;
 mod upgrade;
 mod usage;

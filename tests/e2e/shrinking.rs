@@ -63,13 +63,13 @@ step = {step}
     )
 }
 
-async fn pool(fleet: &Fleet, name: &str) -> v1::Pool {
+pub(crate) async fn pool(fleet: &Fleet, name: &str) -> v1::Pool {
     let pools = fleet.client.pools.clone().list(v1::ListPoolsRequest {}).await.expect("pools").into_inner().pools;
     pools.into_iter().find(|pool| pool.name == name).expect("it was made")
 }
 
 /// Waits until `explain` says it in a line of this label.
-async fn explained(fleet: &Fleet, name: &str, label: &str, words: &str) -> String {
+pub(crate) async fn explained(fleet: &Fleet, name: &str, label: &str, words: &str) -> String {
     let what = format!("`explain` says `{words}` of {label}");
     eventually(&what, LONG, async || {
         let lines = pool(fleet, name).await.explanation;
@@ -78,7 +78,7 @@ async fn explained(fleet: &Fleet, name: &str, label: &str, words: &str) -> Strin
     .await
 }
 
-async fn set_pool(fleet: &Fleet, policy: &str) {
+pub(crate) async fn set_pool(fleet: &Fleet, policy: &str) {
     let request = v1::SetPoolRequest { policy: policy.to_owned() };
     fleet.client.pools.clone().set(request).await.expect("the policy is good");
 }
