@@ -43,7 +43,7 @@ pub struct Replay {
     /// A pool's policy: with --trace FILE or --synthetic, what it would do with that work. Price and hosts are its own.
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
-    /// Instead of a recorded trace a made one: steps, spikes, ramp, on-off, weekends, batches or steady; --seed varies it.
+    /// Instead of a recorded trace a made one: steps, spikes, ramp, on-off, weekends, batches, steady, batch-jobs or self-similar; --seed varies it.
     #[arg(long, value_name = "SHAPE", requires = "policy", conflicts_with = "trace")]
     pub synthetic: Option<Shape>,
     /// swf (batch log), invocations (a minute, by function), arrivals (with token counts), counts (in each interval).

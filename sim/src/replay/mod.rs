@@ -8,6 +8,7 @@
 
 mod hosts;
 mod measure;
+mod models;
 mod oracle;
 mod plot;
 mod reading;

@@ -4,7 +4,10 @@
 
 use muster_core::time::Millis;
 
-use super::workload::{Arrival, Workload};
+use super::{
+    models,
+    workload::{Arrival, Workload},
+};
 use crate::rng::Rng;
 
 /// A shape of load.
@@ -24,12 +27,25 @@ pub enum Shape {
     Batches,
     /// A constant rate.
     Steady,
+    /// Three weeks of a machine of 128 processors: jobs of many sizes and lengths, by a model of recorded logs.
+    BatchJobs,
+    /// Four days of tasks of a minute that come in bursts of every length, by a model of recorded traffic.
+    SelfSimilar,
 }
 
 impl Shape {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Steps, Self::Spikes, Self::Ramp, Self::OnOff, Self::Weekends, Self::Batches, Self::Steady];
+    pub const ALL: [Self; 9] = [
+        Self::Steps,
+        Self::Spikes,
+        Self::Ramp,
+        Self::OnOff,
+        Self::Weekends,
+        Self::Batches,
+        Self::Steady,
+        Self::BatchJobs,
+        Self::SelfSimilar,
+    ];
 
     /// The word of the command line.
     #[must_use]
@@ -42,27 +58,8 @@ impl Shape {
             Self::Weekends => "weekends",
             Self::Batches => "batches",
             Self::Steady => "steady",
-        }
-    }
-
-    /// How long the trace is.
-    const fn span_minutes(self) -> u64 {
-        match self {
-            Self::Steps => 5 * 60,
-            Self::Spikes => 24 * 60,
-            Self::Ramp => 2 * 4 * 60,
-            Self::OnOff | Self::Batches | Self::Steady => 8 * 60,
-            Self::Weekends => 21 * 24 * 60,
-        }
-    }
-
-    /// Mean seconds of a run.
-    const fn run_seconds(self) -> u64 {
-        match self {
-            Self::Steps | Self::Ramp | Self::OnOff => 20,
-            Self::Spikes | Self::Steady => 5,
-            Self::Weekends => 300,
-            Self::Batches => 90,
+            Self::BatchJobs => "batch-jobs",
+            Self::SelfSimilar => "self-similar",
         }
     }
 }
@@ -81,28 +78,66 @@ impl std::str::FromStr for Shape {
 #[must_use]
 pub fn synthetic(shape: Shape, seed: u64, cpu_milli: u32, memory_mib: u32) -> Workload {
     let mut rng = Rng::new(seed);
-    let mut arrivals = Vec::new();
     let mut spike = Spike { from: rng.between(5, 30), until: 0, level: 0 };
-    for minute in 0..shape.span_minutes() {
-        let mean_ms = shape.run_seconds() * 1_000;
-        let level = level(shape, minute, &mut spike, &mut rng);
-        if shape == Shape::Batches {
-            if level > 0 {
-                let run = Millis(mean_ms / 2 + rng.between(0, mean_ms));
-                let tasks = u32::try_from(level).unwrap_or(u32::MAX);
-                arrivals.push(Arrival { at: Millis(minute * 60_000), run, cpu_milli, memory_mib, tasks });
-            }
-            continue;
+    let rng = &mut rng;
+    let tasks = match shape {
+        Shape::Steps => flow(5 * 60, 20, rng, |minute, _| [4, 40, 12, 80, 4][index(minute / 30 % 5)]),
+        Shape::Spikes => flow(DAY, 5, rng, |minute, rng| spike.level(minute, rng)),
+        Shape::Ramp => flow(8 * 60, 20, rng, |minute, _| {
+            let of_ramp = minute % 240;
+            of_ramp.min(240 - of_ramp) * 100 / 120
+        }),
+        Shape::OnOff => flow(8 * 60, 20, rng, |minute, _| if (minute / 5).is_multiple_of(2) { 40 } else { 0 }),
+        Shape::Weekends => flow(21 * DAY, 300, rng, |minute, _| week(minute)),
+        Shape::Batches => batches(8 * 60, 90, rng),
+        Shape::Steady => flow(8 * 60, 5, rng, |_, _| 40),
+        Shape::BatchJobs => models::rigid_jobs(Millis(21 * DAY * MINUTE_MS), 128, rng),
+        Shape::SelfSimilar => {
+            let volumes = models::b_model(120_000.0, 0.7, index(4 * DAY), rng);
+            flow(4 * DAY, 60, rng, |minute, _| volumes[index(minute)])
         }
+    };
+    let arrival = |Task { at, run, tasks }| Arrival { at, run, cpu_milli, memory_mib, tasks };
+    Workload::new(tasks.into_iter().map(arrival).collect())
+}
+
+const MINUTE_MS: u64 = 60_000;
+/// In minutes.
+const DAY: u64 = 24 * 60;
+
+/// What comes at once: so many tasks, each so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Task {
+    pub(super) at: Millis,
+    pub(super) run: Millis,
+    pub(super) tasks: u32,
+}
+
+/// Single tasks of about so many seconds, of which `level` run at once, minute by minute.
+fn flow(minutes: u64, run_seconds: u64, rng: &mut Rng, mut level: impl FnMut(u64, &mut Rng) -> u64) -> Vec<Task> {
+    let mean_ms = run_seconds * 1_000;
+    let mut tasks = Vec::new();
+    for minute in 0..minutes {
         // By Little's law: so many at once, each so long.
-        let expected = level as f64 * 60_000.0 / mean_ms as f64;
-        for _ in 0..poisson(expected, &mut rng) {
-            let at = Millis(minute * 60_000 + rng.between(0, 60_000));
-            let run = Millis(mean_ms / 2 + rng.between(0, mean_ms));
-            arrivals.push(Arrival { at, run, cpu_milli, memory_mib, tasks: 1 });
+        let expected = level(minute, rng) as f64 * MINUTE_MS as f64 / mean_ms as f64;
+        for _ in 0..poisson(expected, rng) {
+            let at = Millis(minute * MINUTE_MS + rng.between(0, MINUTE_MS));
+            tasks.push(Task { at, run: Millis(mean_ms / 2 + rng.between(0, mean_ms)), tasks: 1 });
         }
     }
-    Workload::new(arrivals)
+    tasks
+}
+
+/// 200 tasks at once, every half hour.
+fn batches(minutes: u64, run_seconds: u64, rng: &mut Rng) -> Vec<Task> {
+    let mean_ms = run_seconds * 1_000;
+    (0..minutes)
+        .filter(|minute| minute % 30 == 10)
+        .map(|minute| {
+            let run = Millis(mean_ms / 2 + rng.between(0, mean_ms));
+            Task { at: Millis(minute * MINUTE_MS), run, tasks: 200 }
+        })
+        .collect()
 }
 
 struct Spike {
@@ -111,44 +146,26 @@ struct Spike {
     level: u64,
 }
 
-/// Tasks at once, in that minute.
-fn level(shape: Shape, minute: u64, spike: &mut Spike, rng: &mut Rng) -> u64 {
-    match shape {
-        Shape::Steps => [4, 40, 12, 80, 4][usize::try_from(minute / 30 % 5).unwrap_or(0)],
-        Shape::Spikes => {
-            if minute == spike.from {
-                spike.level = 4 * rng.between(10, 31);
-                spike.until = minute + 3;
-                spike.from = minute + rng.between(20, 61);
-            }
-            if minute < spike.until { spike.level } else { 4 }
+impl Spike {
+    fn level(&mut self, minute: u64, rng: &mut Rng) -> u64 {
+        if minute == self.from {
+            self.level = 4 * rng.between(10, 31);
+            self.until = minute + 3;
+            self.from = minute + rng.between(20, 61);
         }
-        Shape::Ramp => {
-            let of_ramp = minute % 240;
-            if of_ramp < 120 { of_ramp * 100 / 120 } else { (240 - of_ramp) * 100 / 120 }
-        }
-        Shape::OnOff => {
-            if (minute / 5).is_multiple_of(2) {
-                40
-            } else {
-                0
-            }
-        }
-        Shape::Weekends => {
-            let (day, hour) = (minute / 1_440 % 7, minute / 60 % 24);
-            let peak = if day < 5 { 120 } else { 15 };
-            let part = [3, 2, 2, 2, 3, 5, 10, 25, 60, 90, 100, 100, 80, 90, 100, 95, 80, 60, 40, 25, 15, 10, 6, 4];
-            peak * part[usize::try_from(hour).unwrap_or(0)] / 100
-        }
-        Shape::Batches => {
-            if minute % 30 == 10 {
-                200
-            } else {
-                0
-            }
-        }
-        Shape::Steady => 40,
+        if minute < self.until { self.level } else { 4 }
     }
+}
+
+fn week(minute: u64) -> u64 {
+    let (day, hour) = (minute / DAY % 7, minute / 60 % 24);
+    let peak = if day < 5 { 120 } else { 15 };
+    let part = [3, 2, 2, 2, 3, 5, 10, 25, 60, 90, 100, 100, 80, 90, 100, 95, 80, 60, 40, 25, 15, 10, 6, 4];
+    peak * part[index(hour)] / 100
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// A Poisson number; by a sum of uniform ones where the mean is large, which is near enough there.
