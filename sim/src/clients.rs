@@ -11,7 +11,7 @@ use muster_core::{
     job::JobRecord,
     node::{Duty, NodeRecord},
     policy::{
-        Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, Preset, ProviderKind, ScaleIn, ScaleOut,
+        Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, Preset, ProviderKind, ScaleIn, ScaleOut, Sleep,
     },
     resources::Resources,
     rolling::{RollingId, RollingOrder},
@@ -112,6 +112,11 @@ impl World {
             && self.jobs.wanted.iter().all(|wanted| wanted.answered.is_some() || wanted.refused)
     }
 
+    /// In a quarter of the seeds the hosts that join by themselves sleep when nothing is to be done, and are woken.
+    pub(crate) const fn has_sleepers(&self) -> bool {
+        self.seed / 4 % 4 == 3
+    }
+
     pub(crate) fn set_pools(&mut self, member: usize) -> Result<(), Violation> {
         let policy = |name: &str, provider, max| {
             let host =
@@ -122,9 +127,6 @@ impl World {
                 ..PoolPolicy::fixed(PoolName(name.into()), provider, 0, max, host)
             }
         };
-        let fixed = policy(STATIC, ProviderKind::Static, 100);
-        let request = self.request(Asked::Other, None);
-        self.tell(member, Event::SetPool { request, policy: Box::new(fixed), actor: operator() })?;
         let rule = ScaleOut {
             metric: Metric::QueueLength,
             above: 0,
@@ -132,6 +134,32 @@ impl World {
             change: Change::Step(2),
             cooldown: Some(Millis::from_secs(3)),
         };
+        let fewer = ScaleIn {
+            when: vec![Below { metric: Metric::QueueLength, below: 4, hold: Millis(0) }],
+            cooldown: Some(Millis::from_secs(2)),
+            ..ScaleIn::one_by_one(Millis::from_secs(8))
+        };
+        let fixed = if self.has_sleepers() {
+            // One host more than may be there has joined by itself: the maximum is felt.
+            let max = u32::try_from(self.setup.hosts.saturating_sub(1)).unwrap_or(u32::MAX).max(1);
+            PoolPolicy {
+                sleep: if (self.seed / 16).is_multiple_of(2) { Sleep::Stop } else { Sleep::Poweroff },
+                wake: Some("wake".into()),
+                placement: PlacementOrder::BinPack,
+                // Hosts go while work waits elsewhere, and come soon after: many sleep and wake.
+                scale_out: vec![ScaleOut { above: 6, ..rule }],
+                scale_in: Some(ScaleIn {
+                    when: vec![Below { metric: Metric::QueueLength, below: 6, hold: Millis(0) }],
+                    idle: Millis::from_secs(2),
+                    ..fewer.clone()
+                }),
+                ..policy(STATIC, ProviderKind::Static, max)
+            }
+        } else {
+            policy(STATIC, ProviderKind::Static, 100)
+        };
+        let request = self.request(Asked::Other, None);
+        self.tell(member, Event::SetPool { request, policy: Box::new(fixed), actor: operator() })?;
         let elastic = PoolPolicy {
             placement: PlacementOrder::BinPack,
             ..policy(ELASTIC, ProviderKind::Local, self.setup.pool_max)
@@ -139,15 +167,7 @@ impl World {
         let elastic = if (self.seed / 2).is_multiple_of(2) {
             PoolPolicy { preset: Preset::Demand, ..elastic }
         } else {
-            PoolPolicy {
-                scale_out: vec![rule],
-                scale_in: Some(ScaleIn {
-                    when: vec![Below { metric: Metric::QueueLength, below: 4, hold: Millis(0) }],
-                    cooldown: Some(Millis::from_secs(2)),
-                    ..ScaleIn::one_by_one(Millis::from_secs(8))
-                }),
-                ..elastic
-            }
+            PoolPolicy { scale_out: vec![rule], scale_in: Some(fewer), ..elastic }
         };
         let request = self.request(Asked::Other, None);
         self.tell(member, Event::SetPool { request, policy: Box::new(elastic), actor: operator() })

@@ -502,6 +502,10 @@ impl World {
                 self.create_host(pool, host);
                 return Ok(());
             }
+            Effect::WakeHost { pool, host, node } => {
+                self.wake_host(pool, host, node);
+                return Ok(());
+            }
             Effect::DeleteHost { pool, host, .. } => {
                 self.delete_host(pool, host);
                 return Ok(());
@@ -523,7 +527,6 @@ impl World {
             | Effect::Acknowledge { .. }
             | Effect::Recall { .. }
             | Effect::NoticeDrain { .. }
-            | Effect::WakeHost { .. }
             | Effect::AskHost { .. }
             | Effect::AskDrained { .. }
             | Effect::Release { .. }

@@ -500,6 +500,8 @@ impl World {
             self.kill_spawner(host);
             self.hosts[host].reboot(self.now);
         }
-        self.after(5_000, 60_000, Action::WantedAgain { host });
+        // Who sleeps is woken; a person comes by in the end all the same.
+        let (soon, late) = if self.has_sleepers() { (60_000, 300_000) } else { (5_000, 60_000) };
+        self.after(soon, late, Action::WantedAgain { host });
     }
 }

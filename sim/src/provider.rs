@@ -1,10 +1,10 @@
-//! A pool's provider: makes and ends machines, and fails at both.
+//! The pools' providers: make, end and wake machines, and fail at all of it.
 
 use std::collections::BTreeMap;
 
 use muster_core::{
     event::Event,
-    ids::{HostRequestId, PoolName},
+    ids::{HostRequestId, NodeId, PoolName},
     resources::Resources,
     time::Millis,
 };
@@ -64,6 +64,23 @@ impl World {
         self.hosts.push(host);
         self.provider.machines.insert(request, Machine::Made(at));
         self.at(self.now, Action::AgentStarts { host: at });
+    }
+
+    /// The command that wakes a host: it may hang, fail, wake nobody, or be late.
+    pub(crate) fn wake_host(&mut self, pool: PoolName, host: HostRequestId, node: NodeId) {
+        if self.occurs(Fault::ProviderSilent, 60) || self.occurs(Fault::NeverJoins, 80) {
+            return;
+        }
+        if self.occurs(Fault::CreateFails, 100) {
+            let event = Box::new(Event::HostFailed { pool, host, reason: "no route".into() });
+            self.after(500, 10_000, Action::ProviderTells { event });
+            return;
+        }
+        let is_it = |one: &SimHost| one.node == Some(node) && one.left && !one.is_gone && !one.is_clone;
+        if let Some(sleeper) = self.hosts.iter().position(is_it) {
+            let (soon, late) = if self.occurs(Fault::BootsLate, 60) { (50_000, 120_000) } else { (1_000, 40_000) };
+            self.after(soon, late, Action::WantedAgain { host: sleeper });
+        }
     }
 
     pub(crate) fn delete_host(&mut self, pool: PoolName, host: HostRequestId) {

@@ -165,9 +165,9 @@ faults! {
     StoreLosesWrites, "store-loses-writes", 2;
     /// Its wall clock is set.
     WallJumps, "wall-jumps", 12;
-    /// The provider cannot make a host.
+    /// The provider cannot make or wake a host.
     CreateFails, "create-fails", 0;
-    /// A host that was made does not join.
+    /// A host that was made does not join, or one that was woken sleeps on.
     NeverJoins, "never-joins", 0;
     /// The provider cannot delete a host.
     DeleteFails, "delete-fails", 0;

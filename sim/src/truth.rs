@@ -135,6 +135,8 @@ pub struct Truth {
     recalled: BTreeSet<AttemptId>,
     /// Hosts that were asked for and that no provider has said to be gone.
     requested: BTreeSet<(PoolName, HostRequestId)>,
+    /// Hosts of which somebody was told to wake them.
+    woken: BTreeSet<(PoolName, HostRequestId)>,
     /// Those of which it says so in this batch.
     going: Vec<(PoolName, HostRequestId)>,
     /// Commits that the store has lost, and no operator has accepted that.

@@ -3,8 +3,8 @@
 use muster_core::{
     effect::Effect,
     fleet::{Fleet, Output},
-    ids::{AttemptId, HostRequestId},
-    node::NodeRecord,
+    ids::{AttemptId, HostRequestId, NodeId, PoolName},
+    node::{Duty, Liveness, NodeRecord},
     pool::{Host, PoolRecord},
 };
 
@@ -18,6 +18,9 @@ impl Truth {
             self.requested.remove(&gone);
         }
         for effect in &out.effects {
+            if let Effect::WakeHost { pool, host, node } = effect {
+                self.check_waking(fleet, pool, *host, *node)?;
+            }
             let Effect::CreateHost { pool, host, .. } = effect else { continue };
             if !self.requested.insert((pool.clone(), *host)) {
                 continue;
@@ -27,6 +30,40 @@ impl Truth {
             if count > max as usize {
                 return broken("FL-11", format!("pool {pool} has asked for {count} hosts, at most {max} may be"));
             }
+        }
+        Ok(())
+    }
+
+    /// Who is woken was sent to sleep by the scaler, is woken once at a time, and there is room for it (FL-11).
+    fn check_waking(
+        &mut self,
+        fleet: &Fleet,
+        pool: &PoolName,
+        host: HostRequestId,
+        node: NodeId,
+    ) -> Result<(), Violation> {
+        let Some(row) = fleet.pool(pool) else { return Ok(()) };
+        let is_it = |state: &&Host| matches!(state, Host::Waking { node: one, .. } if *one == node);
+        // It may have said hello, or have failed, in the very batch in which it was asked for again.
+        if !row.hosts.get(&host).as_ref().is_some_and(is_it) {
+            return Ok(());
+        }
+        if row.hosts.values().filter(is_it).count() > 1 {
+            return broken("FL-11", format!("{node} is woken twice at once"));
+        }
+        let asleep = fleet.node(node).is_some_and(|record| match &record.duty {
+            Duty::Stopping { drain, .. } => drain.order.actor.0 == "scaler",
+            Duty::Eligible | Duty::Cordoned(_) | Duty::Draining(_) | Duty::Drained { .. } => false,
+        });
+        if !asleep {
+            return broken("FL-11", format!("{node} is woken, and scale-in did not send it away"));
+        }
+        let is_here = |record: &&NodeRecord| {
+            record.pool == *pool && record.host.is_none() && !matches!(record.liveness, Liveness::Gone(_))
+        };
+        let count = row.hosts.len() + fleet.nodes().map(|(_, record)| record).filter(is_here).count();
+        if self.woken.insert((pool.clone(), host)) && count > row.policy.max as usize {
+            return broken("FL-11", format!("pool {pool} wakes {node}, and has {count} of at most {}", row.policy.max));
         }
         Ok(())
     }
@@ -126,7 +163,11 @@ impl Truth {
                     None => Ok(()),
                 }
             }
-            Effect::CreateHost { pool, host, .. } => match store.pool(pool) {
+            // One that has said hello in the same batch has no entry any more.
+            Effect::WakeHost { pool, host, .. } if fleet.pool(pool).is_none_or(|row| !row.hosts.contains_key(host)) => {
+                Ok(())
+            }
+            Effect::CreateHost { pool, host, .. } | Effect::WakeHost { pool, host, .. } => match store.pool(pool) {
                 Some(row) if row.hosts.contains_key(host) => Ok(()),
                 Some(_) | None => broken("FL-11", format!("a host of {pool} is asked for before it is stored")),
             },
