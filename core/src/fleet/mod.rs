@@ -251,6 +251,9 @@ impl Fleet {
         self.settle_rollings(now, out);
         // All that fall silent now before any is given up for it: the brake counts them all (FL-12).
         let unsettled: Vec<NodeId> = self.unsettled.iter().copied().collect();
+        for node in &unsettled {
+            self.notice_departure(*node, now, out);
+        }
         for node in unsettled {
             if self.notice_silence(node, now, out) {
                 self.unsettled.remove(&node);

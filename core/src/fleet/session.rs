@@ -386,18 +386,27 @@ impl Fleet {
         self.settle_drain(id, now, out);
     }
 
+    /// Told to go, and powered off without a last word: no silence that anybody should hear of, nor a reason to brake.
+    /// Looked for before any silence, so that a brake does not take it for a host that lives.
+    pub(super) fn notice_departure(&mut self, id: NodeId, now: Timestamp, out: &mut Output) -> bool {
+        let is_due = |node: &&Node| node.record.liveness == Liveness::Live && node.lease_end <= now;
+        let left = self.nodes.get(&id).filter(is_due).is_some_and(|node| is_told_to_go(&node.record));
+        if left {
+            self.close_session(id, "it was told to go, and nothing was heard of it since", out);
+            self.gone_after_drain(id, now, out);
+            self.reindex(id);
+        }
+        left
+    }
+
     /// Its lease has run out and nothing was heard. Whether it is to be given up is asked later, however long it is: first
     /// a brake may hold.
     pub(super) fn notice_silence(&mut self, id: NodeId, now: Timestamp, out: &mut Output) -> bool {
         let is_due = |node: &&mut Node| node.record.liveness == Liveness::Live && node.lease_end <= now;
-        let Some(node) = self.nodes.get_mut(&id).filter(is_due) else { return false };
-        if is_told_to_go(&node.record) {
-            // Powered off without a last word: no silence that anybody should hear of, nor a reason to brake.
-            self.close_session(id, "it was told to go, and nothing was heard of it since", out);
-            self.gone_after_drain(id, now, out);
-            self.reindex(id);
+        if self.notice_departure(id, now, out) {
             return true;
         }
+        let Some(node) = self.nodes.get_mut(&id).filter(is_due) else { return false };
         node.record.liveness = Liveness::Silent(now);
         let due = node.heard + limits::LOST_AFTER;
         let sentence = format!("no heartbeat for {}", now.since(node.heard));
