@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_core::{
     denied::Denied,
     effect::Reply,
-    event::{DrainOrder, DrainThen, Event},
+    event::{DrainOrder, DrainThen, Event, PoolOrder},
     ids::{Actor, JobId, NodeId, PoolName, RequestId},
     job::JobRecord,
     node::{Duty, NodeRecord},
@@ -21,6 +21,7 @@ use muster_core::{
 
 use crate::{
     agenda::Action,
+    host::RARE_FENCE,
     truth::{Asked, Violation},
     world::World,
 };
@@ -160,9 +161,12 @@ impl World {
         };
         let request = self.request(Asked::Other, None);
         self.tell(member, Event::SetPool { request, policy: Box::new(fixed), actor: operator() })?;
+        // One that can be asked whether a host may go, and one that is not: by the seed, as all below.
+        let provider = if (self.seed / 4).is_multiple_of(2) { ProviderKind::Local } else { ProviderKind::Exec };
         let elastic = PoolPolicy {
             placement: PlacementOrder::BinPack,
-            ..policy(ELASTIC, ProviderKind::Local, self.setup.pool_max)
+            min: u32::from((self.seed / 8).is_multiple_of(2)).min(self.setup.pool_max),
+            ..policy(ELASTIC, provider, self.setup.pool_max)
         };
         let elastic = if (self.seed / 2).is_multiple_of(2) {
             PoolPolicy { preset: Preset::Demand, ..elastic }
@@ -185,10 +189,11 @@ impl World {
             self.jobs.wanted.push(Wanted { spec, poison, answered: None, refused: false });
             self.submit(self.jobs.wanted.len() - 1)?;
         }
-        if !self.is_healed() {
+        let acts = !self.is_healed() && !self.is_lull();
+        if acts {
             self.operate()?;
         }
-        if self.jobs.wanted.len() < self.setup.jobs || !self.is_healed() {
+        if self.jobs.wanted.len() < self.setup.jobs || acts {
             let pause = self.setup.span.0 / (self.setup.jobs as u64 + 1);
             self.after(1, pause.max(2) * 3 / 2 + 1, Action::Client);
         }
@@ -223,7 +228,7 @@ impl World {
             priority: i32::try_from(self.rng.between(0, 3)).unwrap_or(0),
             tasks: if poison { 1 } else { u32::try_from(self.rng.between(1, 7)).unwrap_or(1) },
             request: Resources { cpu_milli: 500 * self.rng.between(1, 3), memory_bytes: 1 << 30, disk_bytes: 0 },
-            fences: BTreeSet::new(),
+            fences: (!is_pinned && self.rng.chance(100)).then(|| RARE_FENCE.to_owned()).into_iter().collect(),
             constraints: is_pinned.then(|| (HOST_LABEL.to_owned(), host)).into_iter().collect(),
             delivery: if is_pinned { Delivery::AtLeastOnce } else { delivery },
             on_drain: match self.rng.between(0, 10) {
@@ -409,9 +414,18 @@ impl World {
             }
             34 => return self.drain_in_turn(member),
             35 => return self.end_rollings(member, 500),
+            36 => return self.steer(member, PoolOrder::Pause),
+            37 | 38 => return self.steer(member, PoolOrder::Resume),
             _nothing => return Ok(()),
         };
         self.tell(member, event)
+    }
+
+    /// The elastic pool's scaling rests, or goes on.
+    fn steer(&mut self, member: usize, order: PoolOrder) -> Result<(), Violation> {
+        let request = self.request(Asked::Other, None);
+        let (pool, reason) = (PoolName(ELASTIC.into()), "a person looks at it".into());
+        self.tell(member, Event::SteerPool { request, pool, order, actor: operator(), reason })
     }
 
     /// Some nodes in turn; the judge knows the budget by its reason.
@@ -464,6 +478,7 @@ impl World {
         self.answer_loss()?;
         let Some(member) = self.serving() else { return Ok(()) };
         self.end_rollings(member, 1_000)?;
+        self.steer(member, PoolOrder::Resume)?;
         let Some(fleet) = self.members[member].fleet() else { return Ok(()) };
         let is_kept = |node: &NodeRecord| !matches!(node.duty, Duty::Eligible);
         let nodes: Vec<NodeId> = fleet.nodes().filter(|(_, node)| is_kept(node)).map(|(id, _)| id).collect();

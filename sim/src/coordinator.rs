@@ -395,7 +395,7 @@ impl World {
                 self.coverage.count("denied", "the store is full");
                 continue;
             }
-            self.truth.hear(&event, self.now);
+            self.truth.hear(&event, &leader.fleet, self.now);
             leader.fleet.apply(event, time, &mut out);
         }
         leader.fleet.settle(time, &mut out);
@@ -510,6 +510,10 @@ impl World {
                 self.delete_host(pool, host);
                 return Ok(());
             }
+            Effect::AskHost { pool, host } => {
+                self.describe_host(pool, host);
+                return Ok(());
+            }
             Effect::GrantLease { .. } => {
                 let time = self.members[member].time(self.now);
                 let Some(leader) = self.members[member].leader() else { return Ok(()) };
@@ -527,7 +531,6 @@ impl World {
             | Effect::Acknowledge { .. }
             | Effect::Recall { .. }
             | Effect::NoticeDrain { .. }
-            | Effect::AskHost { .. }
             | Effect::AskDrained { .. }
             | Effect::Release { .. }
             | Effect::Reopen { .. }

@@ -98,7 +98,7 @@ impl Coverage {
 }
 
 /// Every event of the core.
-const EVENTS: [&str; 31] = [
+const EVENTS: [&str; 33] = [
     "led",
     "stored",
     "host_saw",
@@ -116,6 +116,7 @@ const EVENTS: [&str; 31] = [
     "resume",
     "remove_node",
     "set_pool",
+    "steer_pool",
     "enroll",
     "node_connected",
     "node_disconnected",
@@ -130,6 +131,7 @@ const EVENTS: [&str; 31] = [
     "host_failed",
     "host_gone",
     "host_delete_failed",
+    "host_described",
 ];
 
 pub(crate) const fn event_name(event: &Event) -> &'static str {

@@ -30,7 +30,7 @@ impl World {
 
     /// The next fault of those that come at any time.
     pub(crate) fn fault(&mut self) -> Result<(), Violation> {
-        if self.is_healed() {
+        if self.is_healed() || self.is_lull() {
             return Ok(());
         }
         let pause = self.setup.pause.0.max(2);
@@ -136,6 +136,7 @@ impl World {
             | Fault::CreateLies
             | Fault::OldAgent
             | Fault::DeleteFails
+            | Fault::HostKept
             | Fault::ProviderSilent => {}
         }
         Ok(())

@@ -22,6 +22,11 @@ use crate::{
     world::World,
 };
 
+/// A fence that one host cannot raise, and a few jobs ask.
+pub const RARE_FENCE: &str = "landlock";
+/// That host.
+const OLDER_MAKE: &str = "host-1";
+
 /// No life of a spawner: they count from 1.
 const NO_SPAWNER: u64 = 0;
 
@@ -218,12 +223,23 @@ impl SimHost {
             stream: if self.is_old { 0 } else { u64::from(self.streams_since_start) },
             instance: self.instance.clone(),
             capacity: self.capacity,
-            labels: BTreeMap::from([(HOST_LABEL.to_owned(), self.name.clone())]),
-            fences: std::iter::once("lease.timer".to_owned()).collect(),
+            labels: self.labels(),
+            fences: self.fences(),
             held,
             closed_for_drain: self.agent.as_ref().and_then(Host::closed_for).unwrap_or_default(),
             version: if self.is_old { "older" } else { "simulated" }.into(),
         }
+    }
+
+    /// What its operator says of it.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(HOST_LABEL.to_owned(), self.name.clone())])
+    }
+
+    /// What it can raise: the second of the first hosts is of an older make.
+    pub fn fences(&self) -> BTreeSet<String> {
+        let newer = (self.name != OLDER_MAKE).then_some(RARE_FENCE);
+        ["lease.timer"].into_iter().chain(newer).map(str::to_owned).collect()
     }
 
     /// Its figures. A disk that was full has a little room at first.
@@ -411,7 +427,7 @@ impl World {
         match effect {
             HostEffect::Start { attempt } => {
                 let Some(order) = self.hosts[host].orders.get(&attempt).copied() else { return Ok(()) };
-                self.truth.handed(attempt, order, &self.hosts[host], self.now)?;
+                self.truth.handed(attempt, order, &self.hosts[host], &self.store, self.now)?;
                 let at = self.socket(host);
                 self.at(at, Action::Spawn { host, spawner, order });
             }

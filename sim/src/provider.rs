@@ -6,7 +6,7 @@ use muster_core::{
     event::Event,
     ids::{HostRequestId, NodeId, PoolName},
     resources::Resources,
-    time::Millis,
+    time::{Millis, Timestamp},
 };
 
 use crate::{agenda::Action, host::SimHost, setup::Fault, world::World};
@@ -22,6 +22,8 @@ enum Machine {
 #[derive(Debug, Default)]
 pub struct Provider {
     machines: BTreeMap<HostRequestId, Machine>,
+    /// It ends nothing before then, and does not say so.
+    silent_until: Timestamp,
 }
 
 impl World {
@@ -84,7 +86,13 @@ impl World {
     }
 
     pub(crate) fn delete_host(&mut self, pool: PoolName, host: HostRequestId) {
+        if self.now < self.provider.silent_until {
+            return;
+        }
         if self.occurs(Fault::ProviderSilent, 150) {
+            // One call that is lost, or none answered for a while.
+            let span = if self.rng.chance(200) { self.rng.between(60_000, 180_000) } else { 0 };
+            self.provider.silent_until = self.now + Millis(span);
             return;
         }
         if self.occurs(Fault::DeleteFails, 150) {
@@ -93,6 +101,17 @@ impl World {
             return;
         }
         self.after(500, 10_000, Action::HostEnds { pool, host });
+    }
+
+    /// Asked whether a host may be deleted: now and then somebody has locked it, or no answer comes.
+    pub(crate) fn describe_host(&mut self, pool: PoolName, host: HostRequestId) {
+        if self.now < self.provider.silent_until {
+            return;
+        }
+        let kept = self.occurs(Fault::HostKept, 250).then(|| "it is locked".to_owned());
+        let event = Box::new(Event::HostDescribed { pool, host, kept });
+        let latest = if self.rng.chance(100) { 90_000 } else { 4_000 };
+        self.after(10, latest, Action::ProviderTells { event });
     }
 
     pub(crate) fn host_ends(&mut self, pool: PoolName, request: HostRequestId) {

@@ -179,6 +179,8 @@ faults! {
     MachineDies, "machine-dies", 4;
     /// An agent of an older version, which tells less.
     OldAgent, "old-agent", 0;
+    /// The provider does not delete a host that it was asked about.
+    HostKept, "host-kept", 0;
     /// The provider does not answer.
     ProviderSilent, "provider-silent", 0;
     /// The provider says that a living host is gone.

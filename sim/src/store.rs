@@ -94,6 +94,10 @@ impl Store {
         self.pools.get(name)
     }
 
+    pub fn pools(&self) -> impl Iterator<Item = (&PoolName, &PoolRecord)> {
+        self.pools.iter()
+    }
+
     pub fn attempt(&self, id: AttemptId) -> Option<&AttemptRecord> {
         self.attempts.get(&id)
     }

@@ -6,6 +6,8 @@ mod attempts;
 mod effects;
 mod ids;
 mod nodes;
+mod pools;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +32,7 @@ use crate::{
     store::{LostWrites, Store},
 };
 
-use self::{attempts::phase, effects::check_requests, ids::IdMap};
+use self::{attempts::phase, effects::check_requests, ids::IdMap, pools::Providers, words::Words};
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +108,8 @@ pub struct Truth {
     accepted: BTreeSet<JobId>,
     cancels: BTreeSet<JobId>,
     retried: BTreeSet<JobId>,
+    /// Tasks that a retry of this batch gives fresh budgets to, if it is granted.
+    renewed: BTreeSet<(JobId, TaskIndex)>,
     ever_retried: BTreeSet<JobId>,
     led: Timestamp,
     /// When nodes fell silent lately.
@@ -155,6 +159,10 @@ pub struct Truth {
     drain_budgets: BTreeMap<String, u32>,
     /// Nodes that were drained for a reason, or are gone: one that comes back has to prove it again, out of turn.
     had_turn: BTreeSet<(NodeId, String)>,
+    /// What people said of nodes.
+    words: Words,
+    /// What providers were told and said.
+    providers: Providers,
     pub starts_total: u64,
 }
 
@@ -172,6 +180,7 @@ impl Truth {
         self.silences.clear();
         self.told_of_loss = false;
         self.faults.clear();
+        self.providers.led();
         if jumped {
             (self.brake_until, self.paced_until) = (now, now);
         }
@@ -182,10 +191,14 @@ impl Truth {
         self.doubtful.extend(&lost.jobs);
         self.lost.extend(lost.commits);
         self.accepted.retain(|job| store.job(*job).is_some());
-        self.requested.retain(|(pool, host)| store.pool(pool).is_some_and(|row| row.hosts.contains_key(host)));
+        // One that was confirmed gone by a lost commit is asked for again by its old number.
+        let rows = store.pools().flat_map(|(name, row)| row.hosts.keys().map(|host| (name.clone(), *host)));
+        self.requested = rows.collect();
         // A brake may have gone with them; the next leader counts anew.
         (self.brake_until, self.paced_until) = (Timestamp(0), Timestamp(0));
         self.disk_full.clear();
+        self.words.forget();
+        self.providers.forget();
         self.told_of_loss = false;
     }
 
@@ -204,11 +217,16 @@ impl Truth {
         (self.telling, self.accepting) = (false, false);
         self.going.clear();
         self.disks.clear();
+        self.renewed.clear();
+        self.words.begin();
+        self.providers.begin();
         self.knew_of_loss = fleet.meta().loss.is_some();
     }
 
     /// The leader takes this in.
-    pub fn hear(&mut self, event: &Event, now: Timestamp) {
+    pub fn hear(&mut self, event: &Event, fleet: &Fleet, now: Timestamp) {
+        self.words.hear(event);
+        self.providers.hear(event);
         match event {
             // What this leader does with it may be lost; then the brake holds for longer.
             Event::ReleaseBrake { .. } if now < self.brake_until => {
@@ -220,6 +238,7 @@ impl Truth {
                 self.cancels.insert(*job);
             }
             Event::Retry { job, .. } => {
+                self.note_renewed(fleet, *job);
                 self.retried.insert(*job);
                 self.ever_retried.insert(*job);
             }
@@ -270,12 +289,14 @@ impl Truth {
         attempt: AttemptId,
         order: StartOrder,
         on: &SimHost,
+        store: &Store,
         now: Timestamp,
     ) -> Result<(), Violation> {
         self.attempts.entry(attempt).or_default().handed = true;
         if self.recalled.contains(&attempt) && !self.is_doubtful(attempt.job) {
             return broken("FL-9", format!("attempt {attempt} is handed over on {} after it was recalled", on.name));
         }
+        self.check_place(attempt, on, store)?;
         // The spawner would refuse it too; each of the two holds by itself.
         if order.exclusive && on.boottime(now) >= on.lease {
             return broken("FL-3", format!("attempt {attempt} is handed over on {} without a lease", on.name));
@@ -511,6 +532,7 @@ impl Truth {
             if entry.reason.is_empty() {
                 return broken("FL-14", format!("{:?} was {} without a reason", entry.subject, entry.kind));
             }
+            self.check_given_back(entry, fleet, now)?;
         }
         for id in &out.touched.withdrawn {
             self.check_withdrawn(fleet, *id)?;
@@ -518,10 +540,19 @@ impl Truth {
         for (id, record) in &out.touched.attempts {
             self.check_attempt(fleet, *id, record, time)?;
             self.check_presumed(*id, record, fleet, hosts)?;
+            self.check_given_up(*id, record, fleet, out)?;
         }
         self.check_faults(fleet, out)?;
-        for job in std::mem::take(&mut self.retried) {
-            self.forget_budgets(fleet, job);
+        self.retried.clear();
+        self.forget_budgets(fleet);
+        self.note_providers(fleet, out, now);
+        for effect in &out.effects {
+            // What was answered was heard: not a copy that was turned away, nor what a leader of old took in.
+            if let Effect::Welcome { node, .. } | Effect::GrantLease { node, .. } = effect
+                && fleet.meta().term.0 == store.leader.term
+            {
+                self.heard.insert(*node, now);
+            }
         }
         for id in &out.touched.nodes {
             if let Some(node) = fleet.node(*id) {
@@ -532,11 +563,11 @@ impl Truth {
         self.check_pools(fleet, out)?;
         for effect in &out.effects {
             self.check_effect(fleet, out, effect, store)?;
-            // What was answered was heard: not a copy that was turned away, nor what a leader of old took in.
-            if let Effect::Welcome { node, .. } | Effect::GrantLease { node, .. } = effect
-                && fleet.meta().term.0 == store.leader.term
-            {
-                self.heard.insert(*node, now);
+            if let Effect::Welcome { node, .. } | Effect::GrantLease { node, .. } = effect {
+                self.check_evicted(fleet, *node, time)?;
+            }
+            if let Effect::Welcome { node, .. } = effect {
+                self.note_speaks(fleet, *node);
             }
             if let Effect::GrantLease { node, session, sequence, .. } = effect
                 && fleet.meta().term.0 == store.leader.term

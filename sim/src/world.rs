@@ -70,6 +70,10 @@ enum Stage {
 }
 
 const START: Timestamp = Timestamp(1_000_000);
+/// One seed of so many has a time between the faults and the end in which nobody does anything.
+const LULLS: u64 = 17;
+/// Longer than a brake holds, and than a lost host is kept.
+const LULL: Millis = Millis::from_secs(20 * 60);
 /// After all has healed, everything must end within this.
 const GIVE_UP: Millis = Millis::from_secs(2 * 3_600);
 /// How often an operator looks at what has not ended.
@@ -169,7 +173,13 @@ impl World {
     }
 
     pub(crate) fn is_healed(&self) -> bool {
-        self.now.since(START) > self.setup.span
+        let lull = if self.seed.is_multiple_of(LULLS) { LULL } else { Millis(0) };
+        self.now.since(START) > self.setup.span + lull
+    }
+
+    /// No person and no new fault for a while: what only time brings, comes.
+    pub(crate) fn is_lull(&self) -> bool {
+        self.now.since(START) > self.setup.span && !self.is_healed()
     }
 
     /// Looks now and then, as an operator would, whether all has come to its end.
@@ -178,7 +188,7 @@ impl World {
             return Ok(());
         }
         self.tidied = self.now;
-        if self.now.since(START) > self.setup.span + GIVE_UP {
+        if self.now.since(START) > self.setup.span + LULL + GIVE_UP {
             return Err(Violation::new("liveness", self.open_work()));
         }
         let Some(member) = self.serving() else { return Ok(()) };

@@ -5,26 +5,37 @@ use std::collections::BTreeMap;
 use muster_core::{
     effect::{AttemptRecord, EndRecord, StopReason},
     effect::{HistoryEntry, Subject},
-    end::{Blame, End},
+    end::{Blame, End, NodeLoss},
     fleet::{Fleet, Output},
     host::Verdict,
-    ids::{AttemptId, JobId, NodeId},
+    ids::{AttemptId, JobId, NodeId, TaskIndex},
+    job::JobRecord,
     limits,
-    node::{Duty, Hold},
+    node::{Duty, Hold, Liveness},
     spec::{Delivery, JobSpec, OnDrain},
     time::Timestamp,
 };
 
 use super::{Truth, Violation, broken, nodes::spokesmen};
-use crate::host::SimHost;
+use crate::{host::SimHost, store::Store};
 
 impl Truth {
-    pub(super) fn forget_budgets(&mut self, fleet: &Fleet, job: JobId) {
+    /// A retry is heard: what is over and has not succeeded is to be tried again, with fresh budgets.
+    pub(super) fn note_renewed(&mut self, fleet: &Fleet, job: JobId) {
         let Some(record) = fleet.job(job) else { return };
-        for task in 0..record.spec.tasks {
-            // What succeeded is not tried again.
+        let is_over = |task: &TaskIndex| match record.end_of(*task) {
+            Some(end) => end != "succeeded",
+            None => record.held.contains(task),
+        };
+        self.renewed.extend((0..record.spec.tasks).filter(is_over).map(|task| (job, task)));
+    }
+
+    /// Those of which the retry was granted.
+    pub(super) fn forget_budgets(&mut self, fleet: &Fleet) {
+        for (job, task) in std::mem::take(&mut self.renewed) {
+            let is_open = |row: &JobRecord| row.end_of(task).is_none() && !row.held.contains(&task);
             if let Some(known) = self.tasks.get_mut(&(job, task))
-                && record.end_of(task) != Some("succeeded")
+                && fleet.job(job).is_some_and(is_open)
             {
                 (known.failed, known.lost, known.drained, known.end) = (0, 0, 0, None);
                 known.brought_down.clear();
@@ -64,7 +75,10 @@ impl Truth {
             return broken("FL-9", format!("attempt {id} was placed while attempt {number} of its task has no end"));
         }
         let known = self.attempts.entry(id).or_default();
-        known.placed = true;
+        let is_new = !std::mem::replace(&mut known.placed, true);
+        if is_new && job.cancelled_by.is_some() {
+            return broken("FL-1", format!("attempt {id} was placed, and its job was cancelled"));
+        }
         if let Some((_, StopReason::Drained)) = record.stopping
             && record.ended.is_none()
             && !self.stopping.contains(&id)
@@ -110,6 +124,69 @@ impl Truth {
         let runs = |(at, _): (usize, &SimHost)| self.busy.get(&at).is_some_and(|busy| busy.contains(&id));
         if spokesmen(record.node, node, hosts).any(runs) {
             return broken("FL-6", format!("attempt {id} is given up as {}, and runs on {}", end.end, node.name));
+        }
+        Ok(())
+    }
+
+    /// FL-12: what runs on a node is given up with the node, not before. FL-2: what no agent ever had is not lost, but
+    /// was never there.
+    pub(super) fn check_given_up(
+        &self,
+        id: AttemptId,
+        record: &AttemptRecord,
+        fleet: &Fleet,
+        out: &Output,
+    ) -> Result<(), Violation> {
+        let Some(end) = record.ended.as_ref().filter(|end| end.presumed && !self.is_doubtful(id.job)) else {
+            return Ok(());
+        };
+        let is_gone = |entry: &HistoryEntry| entry.subject == Subject::Node(record.node) && entry.kind == "gone";
+        match (&end.end, fleet.node(record.node)) {
+            (End::NodeLost(NodeLoss::Silent), Some(node))
+                if !matches!(node.liveness, Liveness::Lost(_) | Liveness::Gone(_))
+                    && !out.touched.history.iter().any(is_gone) =>
+            {
+                broken("FL-12", format!("attempt {id} is given up as lost, and its node is {}", node.state()))
+            }
+            (End::SpawnerLost, _) => {
+                let was_handed = self.attempts.get(&id).is_some_and(|known| known.handed);
+                let may_repeat = fleet.job(id.job).is_some_and(|job| job.spec.delivery == Delivery::AtLeastOnce);
+                match may_repeat && !was_handed {
+                    true => broken("FL-2", format!("attempt {id} counts as lost with a spawner that never had it")),
+                    false => Ok(()),
+                }
+            }
+            _other => Ok(()),
+        }
+    }
+
+    /// F7: who has to leave a draining node is told so, at the latest at the deadline.
+    pub(super) fn check_evicted(&self, fleet: &Fleet, id: NodeId, time: Timestamp) -> Result<(), Violation> {
+        let Some(Duty::Draining(drain)) = fleet.node(id).map(|node| &node.duty) else { return Ok(()) };
+        let is_overdue = drain.order.deadline.is_some_and(|deadline| deadline <= time);
+        let stays = |(attempt, record): &(AttemptId, &AttemptRecord)| {
+            let spec = fleet.job(attempt.job).map(|job| &job.spec);
+            let leaves = is_overdue || spec.is_some_and(|spec| spec.on_drain != OnDrain::Finish);
+            leaves && record.stopping.is_none() && !self.is_doubtful(attempt.job)
+        };
+        match fleet.attempts_on(id).find(stays) {
+            Some((attempt, _)) => broken("F7", format!("attempt {attempt} is not told to leave {id}, which drains")),
+            None => Ok(()),
+        }
+    }
+
+    /// An attempt runs only where its job wants it. FL-13: never without a fence that it asks.
+    pub(super) fn check_place(&self, id: AttemptId, on: &SimHost, store: &Store) -> Result<(), Violation> {
+        let Some(spec) = store.job(id.job).map(|job| &job.spec).filter(|_| !self.is_doubtful(id.job)) else {
+            return Ok(());
+        };
+        if let Some(fence) = spec.fences.iter().find(|fence| !on.fences().contains(*fence)) {
+            return broken("FL-13", format!("attempt {id} is on {}, which cannot raise {fence}", on.name));
+        }
+        let labels = on.labels();
+        let is_met = |(label, value): &(&String, &String)| labels.get(*label) == Some(*value);
+        if spec.pool.as_ref().is_some_and(|pool| *pool != on.pool) || !spec.constraints.iter().all(|one| is_met(&one)) {
+            return broken("placement", format!("attempt {id} is on {}, where its job does not want it", on.name));
         }
         Ok(())
     }
@@ -186,6 +263,15 @@ impl Truth {
         let retries = job.spec.retries;
         let used_up = task.failed > retries.failed || task.lost > retries.lost || task.drained > retries.drained;
         let once = job.spec.delivery == Delivery::AtMostOnce;
+        let has_tries = match end.blame() {
+            Blame::Job => task.failed <= retries.failed,
+            Blame::Node => task.lost <= retries.lost,
+            Blame::Operator => task.drained <= retries.drained,
+            Blame::Nobody | Blame::Requested => false,
+        };
+        if ended.is_some() && has_tries && !once && !self.cancels.contains(&id.job) {
+            return broken("FL-9", format!("task {}.{} ended after {end} although tries are left", id.job, id.task));
+        }
         if ended.is_none() && (used_up || once) {
             return broken("FL-9", format!("task {}.{} goes on after {end} past its budget", id.job, id.task));
         }
@@ -196,6 +282,10 @@ impl Truth {
         let is_poison = count >= limits::POISON_NODES || falls >= limits::POISON_FALLS;
         if ended.is_none() && is_poison && !job.held.contains(&id.task) {
             let what = format!("task {}.{} brought down {count} nodes, {falls} times, and goes on", id.job, id.task);
+            return broken("case 17", what);
+        }
+        if !is_poison && job.held.contains(&id.task) {
+            let what = format!("task {}.{} is held, and brought down {count} nodes, {falls} times", id.job, id.task);
             return broken("case 17", what);
         }
         task.end = ended;
@@ -255,7 +345,7 @@ fn is_what_happened(end: &End, over: Option<&Verdict>) -> bool {
         None => false,
         Some(Verdict::Own(own)) => own == end || (*own == End::Succeeded && *end == End::OutputLost),
         Some(Verdict::Stopped | Verdict::Left) => {
-            matches!(end, End::Cancelled | End::Drained | End::Preempted | End::SpawnerLost)
+            matches!(end, End::Cancelled | End::Drained | End::Preempted)
         }
         Some(Verdict::Lost) => *end == End::SpawnerLost,
         Some(Verdict::LeaseEnded) => matches!(end, End::NodeLost(_)),

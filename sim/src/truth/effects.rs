@@ -14,8 +14,8 @@ use crate::store::Store;
 impl Truth {
     /// FL-11: counted by what was asked and what providers said, not by the pool's own record.
     pub(super) fn check_pools(&mut self, fleet: &Fleet, out: &Output) -> Result<(), Violation> {
-        for gone in self.going.drain(..) {
-            self.requested.remove(&gone);
+        for gone in &self.going {
+            self.requested.remove(gone);
         }
         for effect in &out.effects {
             if let Effect::WakeHost { pool, host, node } = effect {
@@ -66,6 +66,21 @@ impl Truth {
             return broken("FL-11", format!("pool {pool} wakes {node}, and has {count} of at most {}", row.policy.max));
         }
         Ok(())
+    }
+
+    /// FL-11: a host that speaks is there, whatever its provider said of it.
+    pub(super) fn note_speaks(&mut self, fleet: &Fleet, id: NodeId) {
+        if let Some(node) = fleet.node(id)
+            && let Some(host) = node.host
+            && node.liveness == Liveness::Live
+            && fleet.pool(&node.pool).is_some()
+        {
+            let asked_for = (node.pool.clone(), host);
+            // What was said after its hello counts.
+            if !self.going.contains(&asked_for) {
+                self.requested.insert(asked_for);
+            }
+        }
     }
 
     /// A store that is behind is noticed as soon as a host tells of what is gone. Until somebody says so, nothing is
@@ -181,6 +196,9 @@ pub(super) fn check_requests(before: Option<&PoolRecord>, pool: &PoolRecord) -> 
     let is_new = |host: &HostRequestId| before.is_none_or(|before| !before.hosts.contains_key(host));
     let requested = |(host, state): (&HostRequestId, &Host)| matches!(state, Host::Requested(_)) && is_new(host);
     let (count, max, name) = (pool.hosts.len(), pool.policy.max, &pool.policy.name);
+    if pool.stopped.is_some() && pool.hosts.iter().any(requested) {
+        return broken("FL-1", format!("pool {name} asks for another host, and is paused"));
+    }
     if count > max as usize && pool.hosts.iter().any(requested) {
         return broken("FL-11", format!("pool {name} asks for another host, and has {count} of at most {max}"));
     }

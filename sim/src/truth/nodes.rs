@@ -25,6 +25,7 @@ impl Truth {
         let before = self.before.remove(&id);
         let was = before.as_ref().map(|(liveness, _)| *liveness);
         let before = before.map(|(_, duty)| duty);
+        self.words.check(id, node, before.as_ref())?;
         let heard = self.heard.get(&id).copied().unwrap_or_default();
         let quiet = now.since(heard.max(self.led));
         match (was, node.liveness) {
@@ -64,12 +65,7 @@ impl Truth {
             && !before.as_ref().is_some_and(began)
             && drain.order.actor.0 == "scaler"
         {
-            if fleet.attempts_on(id).next().is_some() {
-                return broken("FL-8", format!("scale-in takes node {}, which has work", node.name));
-            }
-            if now < self.brake_until {
-                return broken("FL-12", format!("scale-in takes node {} although the brake holds", node.name));
-            }
+            self.check_scale_in(fleet, id, node, now)?;
         }
         if let Duty::Draining(drain) = &node.duty
             && !before.as_ref().is_some_and(began)
@@ -92,6 +88,9 @@ impl Truth {
     /// Who is gone, or has proved that nothing is left, has had its turn, also if it speaks again in the same batch and
     /// has to prove it anew.
     pub(super) fn note_turn_over(&mut self, entry: &HistoryEntry, fleet: &Fleet) {
+        if let (Subject::Node(id), "drain_proved") = (&entry.subject, entry.kind.as_str()) {
+            self.words.note_proved(*id);
+        }
         if let (Subject::Node(id), "gone" | "drain_proved") = (&entry.subject, entry.kind.as_str())
             && let Some(drain) = fleet.node(*id).and_then(NodeRecord::drain)
         {
