@@ -23,6 +23,7 @@ pub use view::{BusyHost, IdleHost, Need, Pinned, PoolView, Reading, Readings};
 
 use crate::{
     ids::NodeId,
+    mutation::{self, Mutation},
     policy::{Bounds, Money, PoolPolicy, Preset, ProviderKind, ScaleIn, ScaleOut, Share},
     time::{Millis, Timestamp},
 };
@@ -71,7 +72,7 @@ pub enum Decision {
 pub fn decide(policy: &PoolPolicy, view: &PoolView) -> Decision {
     let now = view.at;
     let mut soonest = Soonest { now, at: None };
-    if view.stopped.is_some() {
+    if view.stopped.is_some() && !mutation::is_on(Mutation::PauseIgnored) {
         return Decision::Hold { until: None };
     }
     let limits = Limits::of(policy, view);
@@ -146,6 +147,7 @@ impl Limits {
                 let size = pinned.size.min(policy.max);
                 Self { min: size, max: size, affordable: u32::MAX, until }
             }
+            None if mutation::is_on(Mutation::MinimumIgnored) => Self { min: 0, max: bounds.max, affordable, until },
             None => Self { min: bounds.min, max: bounds.max, affordable, until },
         }
     }

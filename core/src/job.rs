@@ -334,9 +334,12 @@ impl JobRecord {
             Blame::Node => (&mut tally.lost, retries.lost, Some(Next::Waiting)),
             // What it has saved is not lost, and who drains decides how often: that is no try of its.
             Blame::Operator if *ending.end == End::Drained && may_save => return Next::Waiting,
+            Blame::Operator if mutation::is_on(Mutation::DrainsFromNodesBudget) => {
+                (&mut tally.lost, retries.lost, Some(Next::Waiting))
+            }
             Blame::Operator => (&mut tally.drained, retries.drained, Some(Next::Waiting)),
         };
-        if *used >= budget {
+        if *used + u32::from(mutation::is_on(Mutation::TriesTooFew)) >= budget {
             return Next::Ended;
         }
         let tries = *used;
@@ -384,7 +387,7 @@ impl JobRecord {
             if self.live.contains_key(&task) {
                 self.cancelled_tasks.insert(task);
                 live.push(task);
-            } else if self.waiting.remove(task) || self.remove_delayed(task) || self.held.remove(&task) {
+            } else if self.waiting.remove(task) || self.cancel_delayed(task) || self.held.remove(&task) {
                 self.end_task(task, &End::Cancelled);
                 waiting += 1;
             } else {
@@ -395,6 +398,10 @@ impl JobRecord {
             ended = self.spec.tasks - waiting - u32::try_from(live.len()).unwrap_or(u32::MAX);
         }
         (waiting, live, ended)
+    }
+
+    fn cancel_delayed(&mut self, task: TaskIndex) -> bool {
+        !mutation::is_on(Mutation::CancelMissesDelayed) && self.remove_delayed(task)
     }
 
     fn remove_delayed(&mut self, task: TaskIndex) -> bool {

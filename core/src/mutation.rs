@@ -76,11 +76,53 @@ pub enum Mutation {
     ReleasedAtOnce,
     /// A task that brings down one node again and again goes on.
     PoisonOfOneNode,
+    /// A node is not cordoned any more when its agent has started anew.
+    CordonClearedByRestart,
+    /// Who is resumed is eligible, also if it was cordoned before its drain.
+    CordonBeforeForgotten,
+    /// A later request with an earlier deadline shortens no drain.
+    ShorterDrainIgnored,
+    /// A host may refuse a drain that a person has asked for since the scaler did.
+    RefusalStays,
+    /// Nobody is evicted at a drain's deadline.
+    DrainEvictsNobody,
+    /// The host's own stop takes over a person's drain, which then ends when the host is back.
+    DrainTakenOver,
+    /// A rolling drain that is cancelled resumes also who drains for somebody else.
+    RollingResumesAll,
+    /// A task is tried once less often than was asked for.
+    TriesTooFew,
+    /// Drains draw on the budget for lost nodes.
+    DrainsFromNodesBudget,
+    /// A cancel misses what waits for its next try.
+    CancelMissesDelayed,
+    /// What runs on a node is given up when its stream closes.
+    GivenUpWithStream,
+    /// An order that never arrived counts as lost with the host's spawner.
+    NeverThereIsLost,
+    /// An agent that adopts an attempt does not know why it was to stop.
+    StopForgottenByAgent,
+    /// An attempt goes to a host that cannot raise its fences.
+    FencesUncompared,
+    /// A host that speaks although its provider said it was gone does not count.
+    SpeakerUncounted,
+    /// Scale-in goes below the pool's minimum.
+    MinimumIgnored,
+    /// A provider that does not answer holds no scale-in.
+    SilentProviderIgnored,
+    /// A pool of which too little is heard shrinks.
+    SilentPoolShrinks,
+    /// A pool scales although an operator has paused it.
+    PauseIgnored,
+    /// A host is drained for scale-in without its provider's word.
+    ProviderUnasked,
+    /// A lost host is given back to its provider before a person can look at it.
+    GivenBackAtOnce,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 55] = [
         Self::EvictAfterFailover,
         Self::LeaseFromReceipt,
         Self::NoEpochOnResults,
@@ -115,6 +157,27 @@ impl Mutation {
         Self::DiskFullIgnored,
         Self::ReleasedAtOnce,
         Self::PoisonOfOneNode,
+        Self::CordonClearedByRestart,
+        Self::CordonBeforeForgotten,
+        Self::ShorterDrainIgnored,
+        Self::RefusalStays,
+        Self::DrainEvictsNobody,
+        Self::DrainTakenOver,
+        Self::RollingResumesAll,
+        Self::TriesTooFew,
+        Self::DrainsFromNodesBudget,
+        Self::CancelMissesDelayed,
+        Self::GivenUpWithStream,
+        Self::NeverThereIsLost,
+        Self::StopForgottenByAgent,
+        Self::FencesUncompared,
+        Self::SpeakerUncounted,
+        Self::MinimumIgnored,
+        Self::SilentProviderIgnored,
+        Self::SilentPoolShrinks,
+        Self::PauseIgnored,
+        Self::ProviderUnasked,
+        Self::GivenBackAtOnce,
     ];
 }
 

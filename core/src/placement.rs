@@ -13,6 +13,7 @@ use alloc::{
 
 use crate::{
     ids::NodeId,
+    mutation::{self, Mutation},
     node::{Duty, Hold, Liveness, Node},
     policy::PlacementOrder,
     queue::Class,
@@ -50,7 +51,7 @@ pub fn feasible(class: &Class, node: &Node) -> Result<(), Unfit> {
         return Err(Unfit::Label(format!("{label}={value}")));
     }
     let missing: Vec<&str> = class.fences.difference(&record.fences).map(String::as_str).collect();
-    if !missing.is_empty() {
+    if !missing.is_empty() && !mutation::is_on(Mutation::FencesUncompared) {
         return Err(Unfit::Fences(missing.join(", ")));
     }
     class.request.shortage(&record.capacity).map_or(Ok(()), |shortage| Err(Unfit::TooSmall(shortage)))

@@ -119,7 +119,8 @@ impl Fleet {
             return;
         }
         let overdue = deadline.is_some_and(|deadline| now >= deadline);
-        let again = self.evict_for_drain(id, overdue, now, out);
+        let evicts_all = overdue && !mutation::is_on(Mutation::DrainEvictsNobody);
+        let again = self.evict_for_drain(id, evicts_all, now, out);
         match deadline {
             Some(deadline) if !overdue => self.wake_at(deadline, Timer::Node(id)),
             Some(_) | None => {}
@@ -211,7 +212,8 @@ impl Fleet {
         if !matches!(self.host_of(id), Some(Host::Joined(_))) || !may_be_given_back(&node.record) {
             return;
         }
-        let kept = node.heard + limits::LOST_AFTER + limits::LOST_HOST_KEPT;
+        let kept = if mutation::is_on(Mutation::GivenBackAtOnce) { Millis(0) } else { limits::LOST_HOST_KEPT };
+        let kept = node.heard + limits::LOST_AFTER + kept;
         let due = kept.max(self.meta.brake_until.unwrap_or_default());
         if due > now {
             self.wake_at(due, Timer::Node(id));
@@ -296,6 +298,7 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(drain) = node.record.drain() else { return };
         let (before, revision): (Option<Mark>, Revision) = (drain.cordon_before.clone(), drain.revision);
+        let before = before.filter(|_| !mutation::is_on(Mutation::CordonBeforeForgotten));
         node.record.duty = before.map_or(Duty::Eligible, Duty::Cordoned);
         if let Some(session) = node.session {
             out.effects.push(Effect::Reopen { node: id, session, revision });
@@ -320,6 +323,7 @@ impl Fleet {
         let deadline = within.map(|within| now + within);
         let (actor, reason) = match &node.record.duty {
             Duty::Eligible | Duty::Cordoned(_) => (host_actor(&node.record.name), reason),
+            Duty::Draining(_) if mutation::is_on(Mutation::DrainTakenOver) => (host_actor(&node.record.name), reason),
             // Somebody else's drain stays theirs: it holds on after the host has come back.
             Duty::Draining(drain) => (drain.order.actor.clone(), format!("{}; {reason}", drain.order.reason)),
             // Nothing runs there any more, and nothing new is placed.
@@ -388,12 +392,13 @@ pub(super) fn join(old: &DrainOrder, new: DrainOrder) -> DrainOrder {
     DrainOrder {
         deadline: match (old.deadline, new.deadline) {
             (Some(_), Some(new)) if mutation::is_on(Mutation::DrainPutOff) => Some(new),
+            (Some(old), Some(_)) if mutation::is_on(Mutation::ShorterDrainIgnored) => Some(old),
             (Some(old), Some(new)) => Some(old.min(new)),
             (one, other) => one.or(other),
         },
         then: if new.then == DrainThen::Nothing { old.then } else { new.then },
         // A person's request turns a scaler's into one that may not be refused.
-        refusable: old.refusable && new.refusable,
+        refusable: old.refusable && (new.refusable || mutation::is_on(Mutation::RefusalStays)),
         ..new
     }
 }

@@ -331,6 +331,9 @@ fn need_of(pool: &mut Pool, view: &PoolView, waiting: &[Waiting], capacity: &Res
 
 /// A provider that does not confirm what it was told says nothing about how many hosts there are.
 fn unanswered(pool: &Pool, now: Timestamp) -> Option<(String, Option<Timestamp>)> {
+    if mutation::is_on(Mutation::SilentProviderIgnored) {
+        return None;
+    }
     if let Some(trouble) = &pool.provider_trouble {
         return Some((format!("the provider does not say which hosts there are: {trouble}"), None));
     }
@@ -364,7 +367,8 @@ impl Tally {
         let price = record.policy.cost.map_or(Money(0), |cost| cost.price_per_hour);
         self.idle.sort_by_key(|host| (host.since, host.node));
         let asleep = waking::in_order(core::mem::take(&mut self.asleep), &record.hosts, &pool.unwoken);
-        let too_silent = u64::from(self.heard) * 100 < u64::from(self.expected) * FRESH_PERCENT;
+        let too_silent = u64::from(self.heard) * 100 < u64::from(self.expected) * FRESH_PERCENT
+            && !mutation::is_on(Mutation::SilentPoolShrinks);
         let silent = too_silent.then(|| {
             (format!("only {} of {} nodes are heard ({FRESH_PERCENT} % are needed)", self.heard, self.expected), None)
         });

@@ -15,6 +15,7 @@ use crate::{
     effect::{Effect, Subject},
     ids::{HostRequestId, NodeId, PoolName},
     limits,
+    mutation::{self, Mutation},
     policy::ProviderKind,
     pool::{Host, Pool, Preflight},
     time::Timestamp,
@@ -41,7 +42,7 @@ impl Fleet {
     ) -> Vec<NodeId> {
         let Some(pool) = self.pools.get_mut(name) else { return Vec::new() };
         // A program's hosts have an account of their own, with locks that nobody tells us of.
-        if pool.record.policy.provider != ProviderKind::Exec {
+        if pool.record.policy.provider != ProviderKind::Exec || mutation::is_on(Mutation::ProviderUnasked) {
             return victims.to_vec();
         }
         pool.preflights.retain(|host, _| pool.record.hosts.contains_key(host));

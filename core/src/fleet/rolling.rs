@@ -246,7 +246,7 @@ impl Fleet {
         for node in members.draining {
             let own = self.nodes.get(&node).and_then(|node| node.record.drain()).and_then(|drain| drain.rolling);
             self.leave_rolling(node, why, Some(actor), now, out);
-            if own == Some(id) {
+            if own == Some(id) || mutation::is_on(Mutation::RollingResumesAll) {
                 record(out, now, Subject::Node(node), "resumed", String::from(reason), Some(actor));
                 self.restore_duty(node, out);
                 resumed.insert(node);

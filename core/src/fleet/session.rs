@@ -158,6 +158,10 @@ impl Fleet {
         let is_woken = self.waking_of(id).is_some();
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let record = &mut node.record;
+        let forgets = record.agent_start != hello.agent_start && mutation::is_on(Mutation::CordonClearedByRestart);
+        if forgets && matches!(record.duty, Duty::Cordoned(_)) {
+            record.duty = Duty::Eligible;
+        }
         record.boot_id.clone_from(&hello.boot_id);
         record.instance.clone_from(&hello.instance);
         record.agent_start = hello.agent_start;
@@ -226,7 +230,8 @@ impl Fleet {
             let Some(known) = self.attempts.get(&attempt) else { continue };
             let delivery = self.jobs.get(&attempt.job).map(|job| job.spec.delivery);
             let repeatable = delivery == Some(crate::spec::Delivery::AtLeastOnce);
-            if known.record.started.is_some() || (restarted && !repeatable) {
+            let may_have_run = known.record.started.is_some() || (restarted && !repeatable);
+            if may_have_run || mutation::is_on(Mutation::NeverThereIsLost) {
                 // Started, or perhaps started by a spawner that died with the agent: it may have run.
                 self.end_attempt(attempt, End::SpawnerLost, true, Vec::new(), now, out);
             } else {
@@ -304,6 +309,7 @@ impl Fleet {
             }
             Some(Host::Joined(_) | Host::Deleting { .. } | Host::Waking { .. }) => return,
             // The provider said that it is gone, and here it speaks: it counts again (FL-11).
+            None if mutation::is_on(Mutation::SpeakerUncounted) => return,
             None => {}
         }
         pool.record.hosts.insert(host, Host::Joined(id));
@@ -313,6 +319,9 @@ impl Fleet {
     pub(super) fn node_disconnected(&mut self, id: NodeId, session: SessionId, now: Timestamp, out: &mut Output) {
         let Some(node) = self.node_on(id, session) else { return };
         node.session = None;
+        if mutation::is_on(Mutation::GivenUpWithStream) {
+            return self.give_up_attempts(id, &End::NodeLost(NodeLoss::Silent), now, out);
+        }
         // A node that was told to go has gone; for all others only the lease tells.
         if is_told_to_go(&node.record) {
             self.gone_after_drain(id, now, out);

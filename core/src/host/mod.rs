@@ -415,7 +415,8 @@ impl Host {
         let attempt = adopted.order.attempt;
         match self.attempts.get(&attempt).map(|held| held.stage.clone()) {
             None => {
-                let stage = adopted.stopping.map_or(Stage::Running, Stage::Stopping);
+                let reason = adopted.stopping.filter(|_| !mutation::is_on(Mutation::StopForgottenByAgent));
+                let stage = reason.map_or(Stage::Running, Stage::Stopping);
                 self.taken = self.taken.plus(&adopted.order.request);
                 self.attempts.insert(attempt, Attempt { order: adopted.order, stage });
             }
