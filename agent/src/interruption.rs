@@ -6,20 +6,31 @@
 //! run ──► exits ──(every)──► run ...
 //!  │  └─► over its time ──► killed ──(every)──► run ...
 //!  └─ a line ──► the node drains ──► drained: its stdin closes, and it may go
+//!                                        └─► nobody asks again before the node is open to work
 //! ```
 
-use std::{io, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    io,
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use serde::Deserialize;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
     process::{Child, Command},
     sync::{mpsc, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// What a run may print; the rest is not read.
 const OUTPUT_BYTES_MAX: u64 = 64 << 10;
+/// A longer line of its complaints is told in pieces.
+const COMPLAINT_BYTES_MAX: u64 = 1 << 10;
+/// After its end the rest of its complaints is waited for so long: what it left running may hold the pipe open.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a reason is told.
 const REASON_CHARS_MAX: usize = 200;
 
@@ -69,12 +80,14 @@ impl Settings {
     }
 }
 
-/// Runs the program again and again, for as long as somebody listens. `drained`: this host is empty, and may go.
+/// Runs the program again and again, for as long as somebody listens. `drained`: this host is empty, and may go. While it
+/// is, there is nothing to be told, and nothing to hold it up for.
 pub async fn listen(settings: Settings, say: mpsc::Sender<Interruption>, mut drained: watch::Receiver<bool>) {
-    // The same trouble is told once.
+    // The same trouble is told once, and so is what the program itself says of it.
     let mut trouble = None;
-    while !say.is_closed() {
-        let found = run(&settings, &say, &mut drained).await.err();
+    let complaint = Arc::default();
+    while !say.is_closed() && drained.wait_for(|drained| !*drained).await.is_ok() {
+        let found = run(&settings, &say, &mut drained, &complaint).await.err();
         if let Some(sentence) = found.as_ref().filter(|_| found != trouble) {
             tracing::warn!(program = %settings.program.display(), "no notice can be had: {sentence}");
         }
@@ -88,22 +101,45 @@ async fn run(
     settings: &Settings,
     say: &mpsc::Sender<Interruption>,
     drained: &mut watch::Receiver<bool>,
+    complaint: &Arc<Mutex<String>>,
 ) -> Result<(), String> {
     let mut command = Command::new(&settings.program);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
+    let stderr = child.stderr.take().ok_or("its complaints are not to be had")?;
+    let overheard = tokio::spawn(overhear(stderr, Arc::clone(complaint), |said| {
+        tracing::warn!("the program that knows when this host goes says: {said}");
+    }));
     let over = async {
         match settings.time_limit {
             Some(limit) => sleep_until(Instant::now() + limit).await,
             None => std::future::pending().await,
         }
     };
-    tokio::select! {
+    let ended = tokio::select! {
         heard = hear(&mut child, settings, say, drained) => heard,
         () = over => {
             // Waited for, so that it is gone before the next is run.
             let killed = child.kill().await;
             Err(killed.map_or_else(|error| format!("it does not end: {error}"), |()| "it took too long".to_owned()))
+        }
+    };
+    drop(timeout(LAST_WORDS, overheard).await);
+    ended
+}
+
+/// Tells what the program says on its stderr, but a line that it says again and again once.
+async fn overhear(stderr: impl AsyncRead + Unpin, last: Arc<Mutex<String>>, tell: impl Fn(&str)) {
+    let mut stderr = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while matches!((&mut stderr).take(COMPLAINT_BYTES_MAX).read_until(b'\n', &mut line).await, Ok(read) if read > 0) {
+        let said: String =
+            String::from_utf8_lossy(&line).trim().chars().filter(|letter| !letter.is_control()).collect();
+        line.clear();
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if !said.is_empty() && said != *last {
+            tell(&said);
+            *last = said;
         }
     }
 }
@@ -192,7 +228,7 @@ mod tests {
         let (_host, mut drained) = watch::channel(false);
         let mut ask = async |script: &str, limit: Duration| {
             let settings = Settings { time_limit: Some(limit), ..settings(folder.path(), script) };
-            run(&settings, &say, &mut drained).await
+            run(&settings, &say, &mut drained, &Arc::default()).await
         };
         let long = Duration::from_secs(20);
         assert_eq!(ask("exit 0", long).await, Ok(()));
@@ -206,8 +242,21 @@ mod tests {
         fs::remove_file(folder.path().join("notice")).unwrap();
         let absent = Settings { program: folder.path().join("notice"), ..settings(folder.path(), "true") };
         fs::remove_file(&absent.program).unwrap();
-        assert!(run(&absent, &say, &mut drained).await.unwrap_err().contains("cannot be run"));
+        assert!(run(&absent, &say, &mut drained, &Arc::default()).await.unwrap_err().contains("cannot be run"));
         assert!(heard.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_it_says_again_and_again_is_told_once() {
+        let (last, told) = (Arc::default(), Mutex::new(Vec::new()));
+        let hear =
+            async |text: &[u8]| overhear(text, Arc::clone(&last), |said| told.lock().unwrap().push(said.len())).await;
+        hear(b"no lock\n\nno lock\nno bus\x07\n").await;
+        hear(b"no bus").await;
+        hear(b"no lock\n").await;
+        assert_eq!(*told.lock().unwrap(), [7, 6, 7]);
+        hear(&[b'x'; 3_000]).await;
+        assert_eq!(told.lock().unwrap()[3..], [1_024, 952], "a piece that is as the one before is not told");
     }
 
     #[tokio::test]
@@ -217,7 +266,7 @@ mod tests {
         let settings = Settings { time_limit: None, ..settings(folder.path(), script) };
         let (say, mut heard) = mpsc::channel(8);
         let (host, mut drained) = watch::channel(false);
-        let watched = tokio::spawn(async move { run(&settings, &say, &mut drained).await });
+        let watched = tokio::spawn(async move { run(&settings, &say, &mut drained, &Arc::default()).await });
         assert!(heard.recv().await.is_some());
         assert!(!folder.path().join("gone").exists(), "it holds the host up until then");
         host.send(true).unwrap();

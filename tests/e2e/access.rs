@@ -117,7 +117,7 @@ async fn a_wrong_token_and_a_used_token_are_refused() {
 
     // The token that n1 used, by a second agent with a key of its own.
     let used = fleet.token("").await;
-    fleet.join_with_token("first", &used).await;
+    fleet.join_with_token("first", &used, &NodeOptions::default()).await;
     let said = fleet.refused_join("second", &used);
     assert!(said.contains("token"), "the refusal says that it is the token: {said}");
     assert!(!said.contains(&used), "a secret is not logged");

@@ -4,11 +4,16 @@
 use std::{ffi::OsString, fs, os::unix::fs::PermissionsExt as _, path::Path, path::PathBuf, time::Duration};
 
 use muster_proto::v1::{self, end::Reason};
-use muster_tests::{Fleet, NodeOptions, WAIT, eventually, eventually_blocking};
+use muster_tests::{Fleet, NodeOptions, WAIT, eventually, eventually_blocking, fleet::selector};
 
 fn script(path: &Path, text: &str) {
     fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("a script");
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("its mode");
+}
+
+fn shipped(name: &str) -> PathBuf {
+    let notices = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/notices");
+    notices.join(name).canonicalize().expect("it is shipped")
 }
 
 fn asking(program: &Path, more: &[&str]) -> NodeOptions {
@@ -95,23 +100,26 @@ fn stand_ins(folder: &Path) -> PathBuf {
         &format!(
             "case \"$*\" in *--what=shutdown*--mode=delay*) ;; *) exit 1 ;; esac\n\
              while case $1 in --*) true ;; *) false ;; esac; do shift; done\n\
-             touch '{own}/lock'; \"$@\"; code=$?; rm '{own}/lock'; exit $code"
+             echo >>'{own}/taken'; touch '{own}/lock'; \"$@\"; code=$?; rm '{own}/lock'; exit $code"
         ),
     );
     fs::write(folder.join("preparing"), "b false\n").expect("a property");
     bin
 }
 
+/// The shipped watcher with the stand-ins.
+fn watcher(folder: &Path) -> NodeOptions {
+    let (bin, program) = (stand_ins(folder), folder.join("logind"));
+    script(&program, &format!("PATH='{}':$PATH exec '{}'", bin.display(), shipped("logind").display()));
+    asking(&program, &["--notice-time-seconds", "0", "--notice-every-seconds", "1"])
+}
+
 #[tokio::test]
 async fn a_shutdown_waits_until_the_node_is_drained() {
     let mut fleet = Fleet::start().await;
     let folder = fleet.folder().to_owned();
-    let bin = stand_ins(&folder);
-    let shipped =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/notices/logind").canonicalize().expect("it is shipped");
-    let program = folder.join("logind");
-    script(&program, &format!("PATH='{}':$PATH exec '{}'", bin.display(), shipped.display()));
-    fleet.add_node("n1", &asking(&program, &["--notice-time-seconds", "0", "--notice-every-seconds", "1"])).await;
+    let options = watcher(&folder);
+    fleet.add_node("n1", &options).await;
     let lock = folder.join("lock");
     eventually("the lock is taken", WAIT, async || lock.exists().then_some(())).await;
     let job = fleet.client.submit(fleet.script("sleep 3; echo finished")).await;
@@ -127,9 +135,54 @@ async fn a_shutdown_waits_until_the_node_is_drained() {
     eventually("the lock is given back", WAIT, async || (!lock.exists()).then_some(())).await;
     let done = fleet.client.finished(job, WAIT).await;
     assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
-    // An agent that is killed holds nobody up: what it ran ends with it.
+    // A host that is empty may be shut down: nobody holds it up before it is open to work again.
     fs::write(folder.join("preparing"), "b false\n").expect("a property");
+    let request = v1::CordonRequest { selector: Some(selector("n1")), reason: String::from("a test") };
+    fleet.client.nodes.clone().resume(request).await.expect("a resume");
     eventually("the lock is taken again", WAIT, async || lock.exists().then_some(())).await;
+    let taken = fs::read_to_string(folder.join("taken")).expect("it was taken");
+    assert_eq!(taken.lines().count(), 2, "once before the drain and once after it");
+    // An agent that is killed holds nobody up: what it ran ends with it.
     fleet.node("n1").agent.as_mut().expect("an agent").kill9();
     assert!(eventually_blocking(Duration::from_secs(20), || (!lock.exists()).then_some(())).is_some());
+}
+
+/// A cloud of one host, which it ends by a shutdown: that takes as long as somebody holds it up.
+fn cloud(folder: &Path) -> String {
+    let host = folder.join("host");
+    let host = host.display();
+    format!(
+        r#"asked=$(cat)
+case $1 in
+    create) echo "$asked" >'{host}.new'; mv '{host}.new' '{host}'; echo '{{}}' ;;
+    delete) echo '{{"state":"going"}}' ;;
+    describe) echo '{{"summary":"it runs"}}' ;;
+    list) sed 's/.*\("request":"[^"]*"\).*/{{"hosts":[{{\1}}]}}/' '{host}' ;;
+esac"#
+    )
+}
+
+#[tokio::test]
+async fn a_host_that_its_provider_shuts_down_is_not_held_up_by_its_own_lock() {
+    let mut fleet = Fleet::start().await;
+    let folder = fleet.folder().to_owned();
+    fs::create_dir(fleet.providers()).expect("a folder");
+    script(&fleet.providers().join("fake"), &cloud(&folder));
+    let policy = "name = \"cloud\"\nprovider = \"exec\"\nprogram = \"fake\"\npreset = \"none\"\nmax = 1\n\
+                  [host]\ncpu = \"1\"\nmemory = \"1GiB\"\ndisk = \"1GiB\"\n";
+    let pools = fleet.client.pools.clone();
+    pools.clone().set(v1::SetPoolRequest { policy: policy.to_owned() }).await.expect("the policy is good");
+    let request = v1::ScalePoolRequest { pool: "cloud".into(), size: 1, hold_ms: None, reason: "a test".into() };
+    pools.clone().scale(request).await.expect("within the maximum");
+    let told = eventually("the host is made", WAIT, async || fs::read_to_string(folder.join("host")).ok()).await;
+    let told: serde_json::Value = serde_json::from_str(&told).expect("what it was told");
+    let text = |key: &str| told[key].as_str().expect("it is told").to_owned();
+    let name = text("name");
+    fleet.join_with_token(&name, &text("token"), &watcher(&folder)).await;
+    let lock = folder.join("lock");
+    eventually("the lock is taken", WAIT, async || lock.exists().then_some(())).await;
+
+    fleet.drain(&name, None, "delete").await;
+    fleet.client.node_in(&name, "stopping").await;
+    eventually("the lock is given back", WAIT, async || (!lock.exists()).then_some(())).await;
 }

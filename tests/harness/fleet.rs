@@ -360,8 +360,8 @@ fn uid_range() -> String {
 
 impl Fleet {
     /// A node that joins with this token.
-    pub async fn join_with_token(&mut self, name: &str, token: &str) {
-        let parts = self.node_parts(name, &NodeOptions::default(), token);
+    pub async fn join_with_token(&mut self, name: &str, token: &str, options: &NodeOptions) {
+        let parts = self.node_parts(name, options, token);
         self.nodes.insert(name.to_owned(), parts);
         self.start_spawner(name);
         self.start_agent(name);

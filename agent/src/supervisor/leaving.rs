@@ -92,18 +92,25 @@ impl Supervisor {
         self.leaving.take_if(|leaving| !leaving.spawner_waits);
     }
 
+    /// The coordinator has the proof: whoever waits for it may end this host.
+    fn may_go(&mut self) {
+        self.drained.send_replace(true);
+        if self.spawner_waits() {
+            self.ask_spawner(&Request::Drained);
+        }
+    }
+
     pub(super) fn release(&mut self, then: DrainThen) {
         let sentence = match then {
             DrainThen::Nothing => {
-                self.drained.send_replace(true);
-                if self.spawner_waits() {
-                    self.ask_spawner(&Request::Drained);
-                }
+                self.may_go();
                 notify(&[sd_notify::NotifyState::Status("drained; closed to work")]);
                 return;
             }
-            // It ends when its provider ends the host; should the provider fail, it is told to open again.
+            // It ends when its provider ends the host, which nobody here holds up; should the provider fail, it is told to
+            // open again.
             DrainThen::Delete => {
+                self.may_go();
                 notify(&[sd_notify::NotifyState::Status("drained; waits for its provider to delete this host")]);
                 return;
             }
