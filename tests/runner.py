@@ -147,6 +147,7 @@ FEATURES = {
     "qemu": has_qemu,
     "postgres": has_postgres,
     "cc": lambda: bool(shutil.which("cc")),
+    "curl": lambda: bool(shutil.which("curl")),
     "systemd-analyze": has_systemd_analyze,
     "pypi": has_pypi,
 }

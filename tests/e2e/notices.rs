@@ -1,10 +1,21 @@
-//! Word from outside that a host goes: a probe of the operator's, and a watcher
-//! that holds the shutdown up, with the shipped script and a stand-in for logind.
+//! Word from outside that a host goes: a probe of the operator's, the shipped one for EC2 with a stand-in for its
+//! metadata service, and a watcher that holds the shutdown up, the shipped script with a stand-in for logind.
 
-use std::{ffi::OsString, fs, os::unix::fs::PermissionsExt as _, path::Path, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
 
 use muster_proto::v1::{self, end::Reason};
-use muster_tests::{Fleet, NodeOptions, WAIT, eventually, eventually_blocking, fleet::selector};
+use muster_tests::{Fleet, NodeOptions, WAIT, eventually, eventually_blocking, fleet::selector, skip};
 
 fn script(path: &Path, text: &str) {
     fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("a script");
@@ -84,6 +95,151 @@ async fn a_notice_that_comes_again_with_less_time_brings_the_deadline_forward() 
     })
     .await;
     assert!((3_590_000..=3_600_500).contains(&later) && sooner < 660_000, "{later} ms, then {sooner} ms");
+}
+
+/// EC2's instance metadata, version 2, as its documentation has it: a token for the asking by PUT with its time to
+/// live, nothing without a token, and 404 where there is nothing to be told.
+struct Metadata {
+    address: SocketAddr,
+    /// Paths below `meta-data/` and what they hold.
+    items: Arc<Mutex<Vec<(&'static str, String)>>>,
+}
+
+const TOKEN: &str = "AQAEAHyTg==";
+const REBALANCE: &str = "events/recommendations/rebalance";
+const ACTION: &str = "spot/instance-action";
+
+impl Metadata {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its number");
+        let items = Arc::new(Mutex::new(Vec::new()));
+        let served = Arc::clone(&items);
+        // Ends with the test's process.
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // A client that goes away is no concern of others.
+                drop(answer(stream, &served.lock().expect("nobody panicked")));
+            }
+        });
+        Self { address, items }
+    }
+
+    fn hold(&self, items: &[(&'static str, String)]) {
+        *self.items.lock().expect("nobody panicked") = items.to_vec();
+    }
+
+    /// The shipped program, as the agent runs it.
+    fn ask(&self) -> Output {
+        Command::new(shipped("spot-ec2")).env("METADATA", self.url()).output().expect("it runs")
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/latest", self.address)
+    }
+}
+
+fn answer(mut stream: TcpStream, items: &[(&'static str, String)]) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    let mut headers = Vec::new();
+    for line in lines {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        let (name, value) = line.split_once(": ").unwrap_or((&line, ""));
+        headers.push((name.to_ascii_lowercase(), value.to_owned()));
+    }
+    let header = |name: &str| headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str());
+    let lives = header("x-aws-ec2-metadata-token-ttl-seconds").and_then(|text| text.parse::<u32>().ok());
+    let mut words = request.split(' ');
+    let (status, body) = match (words.next(), words.next().and_then(|path| path.strip_prefix("/latest/"))) {
+        (Some("PUT"), Some("api/token")) if lives.is_some_and(|lives| (1..=21_600).contains(&lives)) => (200, TOKEN),
+        (Some("PUT"), Some("api/token")) => (400, ""),
+        (Some("GET"), _) if header("x-aws-ec2-metadata-token") != Some(TOKEN) => (401, ""),
+        (Some("GET"), Some(path)) => {
+            let held = items.iter().find(|(item, _)| path.strip_prefix("meta-data/") == Some(item));
+            held.map_or((404, "<html>404 - Not Found</html>"), |(_, text)| (200, text.as_str()))
+        }
+        _ => (405, ""),
+    };
+    let length = body.len();
+    write!(stream, "HTTP/1.1 {status} \r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+}
+
+/// So many seconds from now, as EC2 writes it.
+fn from_now(seconds: i64) -> String {
+    let date = Command::new("date").args(["-u", "-d", &format!("{seconds} seconds"), "+%FT%TZ"]).output();
+    String::from_utf8(date.expect("date runs").stdout).expect("text").trim().to_owned()
+}
+
+fn action(time: &str) -> (&'static str, String) {
+    (ACTION, format!("{{\"action\": \"terminate\", \"time\": \"{time}\"}}"))
+}
+
+fn rebalance() -> (&'static str, String) {
+    (REBALANCE, format!("{{\"noticeTime\": \"{}\"}}", from_now(0)))
+}
+
+fn has_curl() -> bool {
+    Command::new("curl").arg("--version").output().is_ok_and(|done| done.status.success())
+}
+
+#[test]
+fn the_program_for_ec2_tells_its_notice_and_nothing_else() {
+    if !has_curl() {
+        skip!("no curl, by which the program asks");
+    }
+    let metadata = Metadata::start();
+    let said = |done: &Output| (done.status.success(), String::from_utf8_lossy(&done.stdout).into_owned());
+    assert_eq!(said(&metadata.ask()), (true, String::new()), "no notice");
+    metadata.hold(&[rebalance()]);
+    assert_eq!(said(&metadata.ask()), (true, String::new()), "a recommendation is no notice");
+
+    let time = from_now(120);
+    metadata.hold(&[rebalance(), action(&time)]);
+    let (_, told) = said(&metadata.ask());
+    let told: serde_json::Value = serde_json::from_str(&told).expect("a line of JSON");
+    let within = told["within_seconds"].as_u64().expect("a number");
+    assert!((60..=120).contains(&within), "{within} s of two minutes");
+    assert_eq!(told["reason"], format!("spot notice: the cloud takes this host back at {time}"));
+    metadata.hold(&[action(&from_now(-5))]);
+    let (_, told) = said(&metadata.ask());
+    assert!(told.starts_with("{\"within_seconds\": 0, "), "the time is over: {told}");
+
+    // What nobody can ask, and what is no answer, is no notice either, but trouble that is told.
+    metadata.hold(&[(ACTION, String::from("<html>"))]);
+    assert_eq!(said(&metadata.ask()), (false, String::new()));
+    let closed = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a port that is closed");
+    let nowhere = Metadata { address: closed, items: Arc::default() };
+    assert_eq!(said(&nowhere.ask()), (false, String::new()));
+}
+
+#[tokio::test]
+async fn a_spot_notice_of_ec2_drains_the_host() {
+    if !has_curl() {
+        skip!("no curl, by which the program asks");
+    }
+    let metadata = Metadata::start();
+    let mut fleet = Fleet::start().await;
+    let program = fleet.folder().join("spot");
+    script(&program, &format!("METADATA={} exec '{}'", metadata.url(), shipped("spot-ec2").display()));
+    metadata.hold(&[rebalance()]);
+    fleet.add_node("n1", &asking(&program, &["--notice-every-seconds", "1"])).await;
+    let job = fleet.client.submit(fleet.script("sleep 2; echo finished")).await;
+    fleet.client.running(job, 1).await;
+    let time = from_now(120);
+    metadata.hold(&[rebalance(), action(&time)]);
+    let node = fleet.client.node_in("n1", "draining").await;
+    let drain = node.drain.clone().expect("a drain");
+    let reason = format!("spot notice: the cloud takes this host back at {time}");
+    assert_eq!((drain.actor.as_str(), drain.reason.as_str()), ("host n1", reason.as_str()));
+    let within = within_ms(&node);
+    assert!((45_000..=105_000).contains(&within), "two minutes but for the reserve: {within} ms");
+    fleet.client.node_in("n1", "drained").await;
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
 }
 
 /// Stand-ins for what comes with systemd, in a folder of their own: the lock is a file that is there while it is held.
