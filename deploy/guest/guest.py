@@ -65,6 +65,7 @@ class Guest:
         self.process = None
         self.control = None
         self.buffer = b""
+        self.boots = 1
 
     def __enter__(self):
         try:
@@ -132,6 +133,18 @@ class Guest:
                 self._check(deadline, "QEMU to open its control socket")
                 time.sleep(0.05)
         self._read_until(rb"@@READY\r?\n", deadline, "the guest to boot")
+
+    def boot_again(self):
+        """Boots the same disk when the guest has powered itself off; one that has not loses its power first."""
+        self.control.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        (self.work / "control.sock").unlink(missing_ok=True)
+        self.buffer = b""
+        self.boots += 1
+        self.console = self.console.with_name(f"console-{self.boots}.log")
+        self._boot()
 
     def _check(self, deadline, waiting_for):
         if self.process.poll() is not None:
