@@ -266,6 +266,7 @@ impl World {
                 let seen = Seen { term: Term(words.number("term", 1)), commit: words.number("commit", 0) };
                 self.apply(Event::HostSaw { node: self.node(first), seen })
             }
+            "lead" => self.apply(Event::Led { term: Term(words.number("term", 2)) }),
             "release_brake" => self.apply(Event::ReleaseBrake { request, actor, reason }),
             "accept_loss" => self.apply(Event::AcceptLoss { request, actor, reason }),
             "explain_pool" => self.fleet.explain_pool(&PoolName("local".into())),

@@ -164,9 +164,10 @@ impl Fleet {
 
     /// It has said hello, and is a node like any other from now on.
     pub(super) fn settle_woken_host(&mut self, id: NodeId, now: Timestamp, out: &mut Output) {
-        let Some(host) = self.waking_of(id) else { return };
         let Some(pool) = self.nodes.get(&id).and_then(|node| self.pools.get_mut(&node.record.pool)) else { return };
+        // Also one that a person has started.
         pool.unwoken.remove(&id);
+        let Some(host) = pool.waking_of(id) else { return };
         if let Some(Host::Waking { since, .. }) = pool.record.hosts.remove(&host) {
             pool.note_boot(since, "a host has woken", now, out);
         }
