@@ -11,7 +11,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use muster_core::{ids::NodeId, limits, time::Timestamp};
+use muster_core::{
+    ids::NodeId,
+    time::{Millis, Timestamp},
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
@@ -249,21 +252,20 @@ impl Authority {
         sha256(&self.ca)
     }
 
-    /// Signs a node's key. `now` is the driver's clock, so that ends are told in its time.
+    /// Signs a node's key for so long.
     ///
     /// # Errors
     /// TLS libraries refuse.
-    pub fn sign_node(&self, request: &NodeKeyRequest, node: NodeId) -> Result<CertificateDer<'static>, Error> {
-        let life = Duration::from_millis(limits::NODE_CERTIFICATE_LIFE.0);
+    pub fn sign_node(
+        &self,
+        request: &NodeKeyRequest,
+        node: NodeId,
+        life: Millis,
+    ) -> Result<CertificateDer<'static>, Error> {
+        let life = Duration::from_millis(life.0);
         let params = client(&node.to_string(), &format!("muster://node/{}", node.0), life)?;
         let signed = params.signed_by(&request.key, &self.issuer).map_err(certificate("sign", node.to_string()))?;
         Ok(signed.der().clone())
-    }
-
-    /// When a certificate that is signed at `now` ends.
-    #[must_use]
-    pub fn node_certificate_end(now: Timestamp) -> Timestamp {
-        now + limits::NODE_CERTIFICATE_LIFE
     }
 
     /// Signs a person's key; PEM.
@@ -448,7 +450,7 @@ mod tests {
 
         let key = new_key().unwrap();
         let request = NodeKeyRequest::read(&csr(&key)).unwrap();
-        let leaf = authority.sign_node(&request, NodeId(7)).unwrap();
+        let leaf = authority.sign_node(&request, NodeId(7), Millis::from_secs(60)).unwrap();
         assert_eq!(caller(&leaf), Caller::Node { node: NodeId(7), key: request.digest });
         assert!(authority.server_config().is_ok());
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(pki.join("ca.key")).unwrap().permissions());

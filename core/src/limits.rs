@@ -180,5 +180,8 @@ pub const HTTP2_STREAMS_MAX: u32 = 256;
 pub const HANDSHAKE_TIMEOUT: Millis = Millis::from_secs(10);
 /// A node certificate's life.
 pub const NODE_CERTIFICATE_LIFE: Millis = Millis::from_secs(24 * 3_600);
+/// The same of a node whose pool lets it sleep and wakes it: it cannot renew meanwhile. The last third is left of it when it
+/// is renewed, so that it may sleep for a month at least.
+pub const SLEEPER_CERTIFICATE_LIFE: Millis = Millis::from_secs(90 * 24 * 3_600);
 /// A join token's life.
 pub const TOKEN_LIFE: Millis = Millis::from_secs(3_600);

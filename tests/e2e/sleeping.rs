@@ -80,6 +80,14 @@ async fn asleep(script: &str) -> (Fleet, PathBuf) {
     (fleet, program)
 }
 
+/// Until then the host may sleep: it cannot renew its certificate meanwhile.
+fn certificate_life_ms(fleet: &Fleet) -> u64 {
+    let text = fs::read_to_string(fleet.folder().join("n1/agent/certificate.json")).expect("its certificate");
+    let kept: Value = serde_json::from_str(&text).expect("as the agent keeps it");
+    let at = |key: &str| kept[key].as_u64().expect("a time");
+    at("not_after_ms") - at("received_ms")
+}
+
 async fn sleeps(fleet: &mut Fleet) {
     fleet.client.node_in("n1", "asleep").await;
     let agent = fleet.node("n1").agent.as_mut().expect("an agent");
@@ -108,6 +116,8 @@ fn power_on(fleet: &mut Fleet) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_sleeps_when_idle_and_is_woken_for_work() {
     let (mut fleet, program) = asleep(WAKES).await;
+    let month_ms = 30 * 24 * 3_600_000;
+    assert!(certificate_life_ms(&fleet) / 3 >= month_ms - 60_000, "what is left of it when it is renewed");
     let job = fleet.client.submit(wanted(&fleet)).await;
     let question = asked(&program).await;
     assert_eq!((&question["pool"], &question["name"]), (&"rack".into(), &"n1".into()), "{question}");

@@ -71,7 +71,7 @@ impl v1::agent_server::Agent for Agent {
         if key.digest != known {
             return Err(Status::permission_denied("a certificate is renewed for the key that it has"));
         }
-        enrollment::certificate(&self.0, &key, node)
+        enrollment::certificate(&self.0, &key, node).await
     }
 
     async fn upload_logs(
