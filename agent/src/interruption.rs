@@ -260,6 +260,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_host_that_is_drained_is_not_asked_before_it_is_open_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(folder.path(), "echo '{\"within_seconds\":60}'");
+        let (say, mut heard) = mpsc::channel(8);
+        let (host, drained) = watch::channel(true);
+        let (say_beside, mut heard_beside) = mpsc::channel(8);
+        let (_open, never_drained) = watch::channel(false);
+        let both = async {
+            tokio::join!(listen(settings.clone(), say, drained), listen(settings.clone(), say_beside, never_drained))
+        };
+        let told = async {
+            for _ in 0..5 {
+                assert!(heard_beside.recv().await.is_some());
+            }
+            assert!(heard.try_recv().is_err(), "one beside it was asked five times meanwhile");
+            host.send(false).unwrap();
+            assert!(heard.recv().await.is_some());
+        };
+        tokio::select! { _ = both => {}, () = told => {} }
+    }
+
+    #[tokio::test]
     async fn a_watcher_is_let_go_when_the_host_is_drained() {
         let folder = tempfile::tempdir().unwrap();
         let script = "echo '{\"within_seconds\":60}'; cat >/dev/null; echo gone >\"${0%/*}/gone\"";
