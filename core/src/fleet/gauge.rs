@@ -161,6 +161,12 @@ impl Fleet {
             tally.add(*id, node, capacity, now);
             // Who is kept by its provider is supply like any other, and no victim.
             let pool = self.pools.get(&node.record.pool);
+            // Nobody can delete one that joined by itself, and its pool would drain it again and again for that.
+            let deletes = pool.is_some_and(|pool| pool.record.policy.provider != ProviderKind::Static);
+            if deletes && node.record.host.is_none() {
+                tally.idle.retain(|host| host.node != *id);
+                continue;
+            }
             if let Some(reason) = pool.and_then(|pool| pool.kept(node.record.host, now)) {
                 tally.idle.retain(|host| host.node != *id);
                 tally.kept.push(format!("{} ({reason})", node.record.name));
