@@ -297,6 +297,29 @@ mod tests {
     }
 
     #[test]
+    fn among_a_few_the_emptiest_goes_first_and_equals_take_turns() {
+        let both = BTreeSet::from([NodeId(1), NodeId(2)]);
+        let (index_of, nodes) = index([3, 1]);
+        let spread = |index: &NodeIndex, nodes| index.choose_among(PlacementOrder::Spread, &class(1), &both, nodes);
+        assert_eq!(spread(&index_of, &nodes).map(|(id, _)| id), Some(NodeId(2)), "although it comes second");
+        let (mut index, mut nodes) = index([1, 1]);
+        let first = nodes.get_mut(&NodeId(1)).expect("the first node");
+        first.last_placed = 7;
+        index.update(NodeId(1), Some(first));
+        assert_eq!(spread(&index, &nodes).map(|(id, _)| id), Some(NodeId(2)), "the other has had its turn");
+    }
+
+    #[test]
+    fn who_is_set_aside_leaves_the_index() {
+        let (mut index, mut nodes) = index([1, 1]);
+        let first = nodes.get_mut(&NodeId(1)).expect("the first node");
+        first.session = None;
+        index.update(NodeId(1), Some(first));
+        let chosen = index.choose(PlacementOrder::Spread, &class(1), &nodes);
+        assert_eq!(chosen, Some((NodeId(2), "spread: least loaded of 1 nodes, at 25 %".into())));
+    }
+
+    #[test]
     fn obstacles_are_counted_and_who_is_gone_is_none() {
         let mut gone = node("batch", 4);
         gone.record.liveness = Liveness::Gone(Timestamp(1));

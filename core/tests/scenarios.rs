@@ -372,7 +372,7 @@ impl World {
         let spec = JobSpec {
             name: "job".into(),
             owner: Actor("ana".into()),
-            pool: None,
+            pool: words.named.get("pool").map(|name| PoolName((*name).to_owned())),
             priority: words.text("priority", "0").parse().expect("a priority"),
             tasks: u32::try_from(words.number("tasks", 1)).expect("tasks"),
             request: Resources {
