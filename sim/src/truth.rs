@@ -120,7 +120,7 @@ pub struct Truth {
     /// When the last one was.
     given_up: Timestamp,
     /// As stored before this batch.
-    before: BTreeMap<NodeId, (Liveness, Duty)>,
+    before: BTreeMap<NodeId, (Liveness, Duty, Hold)>,
     /// Nodes of this batch that cooled down.
     cooling: BTreeSet<NodeId>,
     /// Attempts of this batch that were told to stop in an earlier one.
@@ -469,7 +469,7 @@ impl Truth {
         self.cooling.clear();
         for id in &out.touched.nodes {
             let Some(row) = store.node(*id) else { continue };
-            self.before.insert(*id, (row.liveness, row.duty.clone()));
+            self.before.insert(*id, (row.liveness, row.duty.clone(), row.hold.clone()));
             if let Some(node) = fleet.node(*id) {
                 coverage.edge("liveness", row.liveness.name(), node.liveness.name());
                 coverage.edge("duty", row.duty.name(), node.duty.name());
@@ -556,6 +556,7 @@ impl Truth {
         }
         for id in &out.touched.nodes {
             if let Some(node) = fleet.node(*id) {
+                self.check_hold(*id, node, time)?;
                 self.check_node(fleet, *id, node, hosts, now)?;
             }
         }

@@ -5,7 +5,7 @@ use muster_core::{
     fleet::Fleet,
     ids::NodeId,
     lease, limits,
-    node::{Duty, Liveness, NodeRecord},
+    node::{Duty, Hold, Liveness, NodeRecord},
     spec::Delivery,
     time::Timestamp,
 };
@@ -23,8 +23,8 @@ impl Truth {
         now: Timestamp,
     ) -> Result<(), Violation> {
         let before = self.before.remove(&id);
-        let was = before.as_ref().map(|(liveness, _)| *liveness);
-        let before = before.map(|(_, duty)| duty);
+        let was = before.as_ref().map(|(liveness, ..)| *liveness);
+        let before = before.map(|(_, duty, _)| duty);
         self.words.check(id, node, before.as_ref())?;
         let heard = self.heard.get(&id).copied().unwrap_or_default();
         let quiet = now.since(heard.max(self.led));
@@ -83,6 +83,17 @@ impl Truth {
             self.check_proved(id, node, hosts)?;
         }
         Ok(())
+    }
+
+    /// A host that cools down does so for its time, whatever it says meanwhile.
+    pub(super) fn check_hold(&self, id: NodeId, node: &NodeRecord, time: Timestamp) -> Result<(), Violation> {
+        match self.before.get(&id) {
+            Some((_, _, Hold::Cooling { until, .. })) if node.hold == Hold::None && time < *until => {
+                let left = until.since(time);
+                broken("case 17", format!("node {} gets work again {left} before it has cooled down", node.name))
+            }
+            _other => Ok(()),
+        }
     }
 
     /// Who is gone, or has proved that nothing is left, has had its turn, also if it speaks again in the same batch and

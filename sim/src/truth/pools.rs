@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use muster_core::{
     autoscale::FRESH_PERCENT,
     effect::{Effect, HistoryEntry, Subject},
-    event::Event,
+    event::{DrainThen, Event},
     fleet::{Fleet, Output},
     ids::{HostRequestId, NodeId, PoolName},
     limits,
@@ -173,10 +173,21 @@ impl Truth {
         if now < self.brake_until {
             return broken("FL-12", format!("the host of {name} is given back although the brake holds"));
         }
-        if self.words.is_set_aside(*id) {
+        if fleet.node(*id).is_some_and(is_set_aside) {
             return broken("FL-1", format!("the host of {name} is given back, and a person has set it aside"));
         }
         Ok(())
+    }
+}
+
+/// A person wants to look at it, or to have it back.
+fn is_set_aside(node: &NodeRecord) -> bool {
+    match &node.duty {
+        Duty::Cordoned(_) => true,
+        Duty::Draining(drain) | Duty::Drained { drain, .. } | Duty::Stopping { drain, .. } => {
+            drain.order.then != DrainThen::Delete && drain.order.actor.0 == "operator"
+        }
+        Duty::Eligible => false,
     }
 }
 

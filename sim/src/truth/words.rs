@@ -71,11 +71,6 @@ impl Words {
         self.proved.insert(id);
     }
 
-    /// A person wants to look at it.
-    pub(super) fn is_set_aside(&self, id: NodeId) -> bool {
-        self.set_aside.contains(&id)
-    }
-
     /// FL-1 of what was said of this node, of which the batch changes something.
     pub(super) fn check(&mut self, id: NodeId, node: &NodeRecord, before: Option<&Duty>) -> Result<(), Violation> {
         let said = self.said.remove(&id).unwrap_or_default();
