@@ -1,14 +1,14 @@
 //! What operators ask: jobs, cordons, pools. Each is granted or denied, and
 //! a denied one changes nothing.
 
-use alloc::{format, string::String};
+use alloc::{collections::BTreeMap, format, string::String};
 
 use super::{Fleet, Output, Timer, record};
 use crate::{
     denied::Denied,
     effect::{Effect, Reply, StopReason, Subject},
     end::{End, NodeLoss},
-    ids::{Actor, JobId, NodeId, PoolName, RequestId, TaskIndex},
+    ids::{Actor, HostRequestId, JobId, NodeId, PoolName, RequestId, TaskIndex},
     job::JobRecord,
     limits,
     node::{Duty, Liveness, Mark},
@@ -293,10 +293,19 @@ impl Fleet {
                 pool.forget_breaches();
                 pool
             }
-            None => Pool::new(PoolRecord::new(policy)),
+            None => Pool::new(PoolRecord { hosts: self.known_hosts(&name), ..PoolRecord::new(policy) }),
         };
         self.pools.insert(name.clone(), pool);
         out.touched.pools.insert(name);
         Ok(Reply::PoolSet)
+    }
+
+    /// Hosts of a pool that a store has lost, and whose nodes it has: they are there, and count (FL-11).
+    fn known_hosts(&self, name: &PoolName) -> BTreeMap<HostRequestId, Host> {
+        let nodes = self.nodes.iter();
+        nodes
+            .filter(|(_, node)| node.record.pool == *name && !matches!(node.record.liveness, Liveness::Gone(_)))
+            .filter_map(|(id, node)| Some((node.record.host?, Host::Joined(*id))))
+            .collect()
     }
 }
