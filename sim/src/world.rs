@@ -53,6 +53,8 @@ pub struct World {
     pub batches: u64,
     pub clones: u64,
     steps: u64,
+    /// Steps since time last passed.
+    busy: u64,
     stage: Stage,
     tidied: Timestamp,
 }
@@ -76,6 +78,8 @@ const LULLS: u64 = 17;
 const LULL: Millis = Millis::from_secs(20 * 60);
 /// After all has healed, everything must end within this.
 const GIVE_UP: Millis = Millis::from_secs(2 * 3_600);
+/// So many steps at one moment: something wakes itself for ever.
+const BUSY_MAX: u64 = 100_000;
 /// How often an operator looks at what has not ended.
 const LOOK: Millis = Millis::from_secs(20);
 /// A clock's drift in thousandths, at most: both sides together are within the margin.
@@ -135,6 +139,7 @@ impl World {
             batches: 0,
             clones: 0,
             steps: 0,
+            busy: 0,
             stage: Stage::Faults,
             tidied: START,
         }
@@ -146,6 +151,13 @@ impl World {
             let Some((at, action)) = self.agenda.next() else {
                 return Err(Violation::new("liveness", "nothing is left to happen, and work is open".into()));
             };
+            self.busy = if at > self.now { 0 } else { self.busy + 1 };
+            if self.busy > BUSY_MAX {
+                return Err(Violation::new(
+                    "liveness",
+                    format!("{BUSY_MAX} steps, and no time has passed: {action:?}"),
+                ));
+            }
             self.now = self.now.max(at);
             self.steps += 1;
             self.trace.action(self.now.since(START), &action);

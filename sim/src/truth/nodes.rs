@@ -25,7 +25,7 @@ impl Truth {
         let before = self.before.remove(&id);
         let was = before.as_ref().map(|(liveness, ..)| *liveness);
         let before = before.map(|(_, duty, _)| duty);
-        self.words.check(id, node, before.as_ref())?;
+        self.words.check(id, node, was.zip(before.as_ref()))?;
         let heard = self.heard.get(&id).copied().unwrap_or_default();
         let quiet = now.since(heard.max(self.led));
         match (was, node.liveness) {

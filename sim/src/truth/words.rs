@@ -21,6 +21,8 @@ pub(super) struct Words {
     proved: BTreeSet<NodeId>,
     /// A provider could not delete a host, which goes back to what it was.
     delete_failed: bool,
+    /// A provider said in this batch that a host is gone: a drain of it was denied, even if it is back by the batch's end.
+    host_gone: bool,
     /// Drains that a person asked for, and that no host may refuse.
     firm: BTreeMap<NodeId, Revision>,
     /// Cordoned, or cordoned when their drain began.
@@ -38,7 +40,7 @@ impl Words {
     pub(super) fn begin(&mut self) {
         self.said.clear();
         self.proved.clear();
-        (self.rolling_ended, self.delete_failed) = (false, false);
+        (self.rolling_ended, self.delete_failed, self.host_gone) = (false, false, false);
     }
 
     /// The store lost some of them.
@@ -62,6 +64,10 @@ impl Words {
                 self.delete_failed = true;
                 return;
             }
+            Event::HostGone { .. } => {
+                self.host_gone = true;
+                return;
+            }
             _other => return,
         };
         self.said.entry(node).or_default().push(command);
@@ -72,7 +78,14 @@ impl Words {
     }
 
     /// FL-1 of what was said of this node, of which the batch changes something.
-    pub(super) fn check(&mut self, id: NodeId, node: &NodeRecord, before: Option<&Duty>) -> Result<(), Violation> {
+    pub(super) fn check(
+        &mut self,
+        id: NodeId,
+        node: &NodeRecord,
+        before: Option<(Liveness, &Duty)>,
+    ) -> Result<(), Violation> {
+        let was_gone = self.host_gone || matches!(before, Some((Liveness::Gone(_), _)));
+        let before = before.map(|(_, duty)| duty);
         let said = self.said.remove(&id).unwrap_or_default();
         let was_aside = self.set_aside.contains(&id);
         let is_uncordoned = said.iter().any(|command| matches!(command, Command::Uncordon));
@@ -92,16 +105,19 @@ impl Words {
             self.set_aside.remove(&id);
         }
         let firm = self.firm.get(&id).copied();
-        self.note_firm(id, node, &said);
+        self.note_firm(id, node, &said, was_gone);
         let Some(before) = before.filter(|_| !self.proved.contains(&id)) else { return Ok(()) };
         check_cordon(node, before, was_aside, &said)?;
         self.check_drain_holds(node, before, firm, &said)?;
-        check_joined(node, before, &said)
+        // Whoever was gone may have been drained before its hello of the same batch, and that was denied.
+        if was_gone { Ok(()) } else { check_joined(node, before, &said) }
     }
 
-    fn note_firm(&mut self, id: NodeId, node: &NodeRecord, said: &[Command]) {
+    fn note_firm(&mut self, id: NodeId, node: &NodeRecord, said: &[Command], was_gone: bool) {
         match (&node.duty, said) {
-            (Duty::Draining(drain), [Command::Drain(order)]) if !order.refusable && !is_denied(order, node) => {
+            (Duty::Draining(drain), [Command::Drain(order)])
+                if !order.refusable && !was_gone && !is_denied(order, node) =>
+            {
                 self.firm.insert(id, drain.revision);
             }
             (Duty::Eligible | Duty::Cordoned(_), _) => {
