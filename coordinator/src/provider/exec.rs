@@ -34,8 +34,6 @@ use super::{
 /// Lists in a row in which a host must be missing, or be there though nobody wants it, before that is acted on: what
 /// lists hosts is often a little behind what makes them.
 const LISTS_TO_BELIEVE: u8 = 2;
-/// Lists in a row that fail before the pool says that its provider is silent.
-const FAILURES_TO_TELL: u8 = 2;
 
 /// The provider of pools whose hosts a program makes.
 #[derive(Clone, Debug)]
@@ -61,7 +59,6 @@ struct Heard {
     missing: BTreeMap<HostRequestId, u8>,
     /// Hosts that the record does not have, alike.
     strays: BTreeMap<HostRequestId, u8>,
-    failures: u8,
 }
 
 /// What is under way.
@@ -241,19 +238,15 @@ impl ExecHosts {
     }
 
     async fn hear(&self, work: &mut Work, name: String, listed: Result<Listed, Error>) {
-        let heard = work.heard.entry(name.clone()).or_default();
         match listed {
             Ok(listed) => {
-                heard.failures = 0;
                 self.tell_health(&name, None).await;
                 self.compare(work, name, &listed).await;
             }
             Err(error) => {
+                // At once: that a host stays a little longer costs less than one that goes unseen (FL-12).
                 tracing::warn!("{error}");
-                heard.failures = heard.failures.saturating_add(1);
-                if heard.failures >= FAILURES_TO_TELL {
-                    self.tell_health(&name, Some(error.to_string())).await;
-                }
+                self.tell_health(&name, Some(error.to_string())).await;
             }
         }
     }
