@@ -9,7 +9,7 @@ use muster_core::{
     event::{DrainOrder, DrainThen, Event, PoolOrder},
     ids::{Actor, JobId, NodeId, PoolName, RequestId},
     job::JobRecord,
-    node::{Duty, NodeRecord},
+    node::{Duty, Liveness, NodeRecord},
     policy::{
         Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, Preset, ProviderKind, ScaleIn, ScaleOut, Sleep,
     },
@@ -482,6 +482,16 @@ impl World {
         let Some(fleet) = self.members[member].fleet() else { return Ok(()) };
         let is_kept = |node: &NodeRecord| !matches!(node.duty, Duty::Eligible);
         let nodes: Vec<NodeId> = fleet.nodes().filter(|(_, node)| is_kept(node)).map(|(id, _)| id).collect();
+        // Whoever sent a provider's host away and left it so takes it out, or it counts for ever.
+        let is_left = |node: &NodeRecord| {
+            node.host.is_some() && matches!((node.liveness, &node.duty), (Liveness::Lost(_), Duty::Stopping { .. }))
+        };
+        let left: Vec<NodeId> = fleet.nodes().filter(|(_, node)| is_left(node)).map(|(id, _)| id).collect();
+        for node in left {
+            let request = self.request(Asked::Other, None);
+            let (actor, reason) = (operator(), "it was sent away".into());
+            self.tell(member, Event::RemoveNode { request, node, force: true, actor, reason })?;
+        }
         for node in nodes {
             let request = self.request(Asked::Other, None);
             self.tell(member, Event::Resume { request, node, actor: operator(), reason: "healed".into() })?;

@@ -78,11 +78,12 @@ impl Providers {
     }
 
     /// It has surely said nothing for too long of a host that it was told to end.
-    fn is_silent(&self, name: &PoolName, pool: &PoolRecord, now: Timestamp) -> bool {
+    /// `led` is when this leader began: its clock is not the one before's.
+    fn is_silent(&self, name: &PoolName, pool: &PoolRecord, led: Timestamp, now: Timestamp) -> bool {
         let is_told = |host: &HostRequestId| self.told.get(&(name.clone(), *host)).copied();
         let deleting = pool.hosts.iter().filter(|(_, state)| matches!(state, Host::Deleting { .. }));
         let mut since = deleting.filter_map(|(host, _)| is_told(host));
-        since.any(|since| now.since(since) > amply(limits::PROVIDER_SILENT))
+        since.any(|since| now.since(since.max(led)) > amply(limits::PROVIDER_SILENT))
     }
 }
 
@@ -115,7 +116,7 @@ impl Truth {
         if pool.stopped.is_some() {
             return broken("FL-1", format!("scale-in takes node {name}, and its pool is paused"));
         }
-        if self.providers.is_silent(&node.pool, pool, now) {
+        if self.providers.is_silent(&node.pool, pool, self.led, now) {
             return broken("FL-12", format!("scale-in takes node {name}, and its provider is silent"));
         }
         self.check_may_go(node, pool, now)?;

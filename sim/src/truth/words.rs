@@ -116,7 +116,7 @@ impl Words {
     fn note_firm(&mut self, id: NodeId, node: &NodeRecord, said: &[Command], was_gone: bool) {
         match (&node.duty, said) {
             (Duty::Draining(drain), [Command::Drain(order)])
-                if !order.refusable && !was_gone && !is_denied(order, node) =>
+                if !order.refusable && !was_gone && drain.rolling.is_none() && !is_denied(order, node) =>
             {
                 self.firm.insert(id, drain.revision);
             }
@@ -166,7 +166,9 @@ fn is_denied(order: &DrainOrder, node: &NodeRecord) -> bool {
 /// Two requests for one drain: it is over no later than either says, and what is to follow does.
 fn check_joined(node: &NodeRecord, before: &Duty, said: &[Command]) -> Result<(), Violation> {
     let ([Command::Drain(order)], Duty::Draining(drain)) = (said, &node.duty) else { return Ok(()) };
-    if is_denied(order, node) || matches!(before, Duty::Stopping { .. }) {
+    // Who is part of a rolling drain is drained by that alone: what else asks for it is denied.
+    let is_rolling = node.rolling.is_some() || drain.rolling.is_some();
+    if is_rolling || is_denied(order, node) || matches!(before, Duty::Stopping { .. }) {
         return Ok(());
     }
     let later = |deadline| drain.order.deadline.is_none_or(|kept| kept > deadline);
@@ -175,9 +177,9 @@ fn check_joined(node: &NodeRecord, before: &Duty, said: &[Command]) -> Result<()
     }
     let earlier = match before {
         Duty::Draining(old) if old.revision == drain.revision => old.order.then,
-        Duty::Draining(_) | Duty::Drained { .. } | Duty::Stopping { .. } | Duty::Eligible | Duty::Cordoned(_) => {
-            DrainThen::Nothing
-        }
+        // It ended and began anew in this batch, or a hello of a host that knows more has raised its number: who can tell?
+        Duty::Draining(_) => return Ok(()),
+        Duty::Drained { .. } | Duty::Stopping { .. } | Duty::Eligible | Duty::Cordoned(_) => DrainThen::Nothing,
     };
     let wanted = if order.then == DrainThen::Nothing { earlier } else { order.then };
     check_follows(node, drain, wanted)
