@@ -162,6 +162,7 @@ impl Fleet {
         if forgets && matches!(record.duty, Duty::Cordoned(_)) {
             record.duty = Duty::Eligible;
         }
+        let is_another_life = record.boot_id != hello.boot_id;
         record.boot_id.clone_from(&hello.boot_id);
         record.instance.clone_from(&hello.instance);
         record.agent_start = hello.agent_start;
@@ -176,10 +177,12 @@ impl Fleet {
         {
             record.duty = Duty::Eligible;
         }
+        let proved_by_another = is_another_life && matches!(record.duty, Duty::Drained { .. });
         if let Duty::Drained { drain, .. } | Duty::Stopping { drain, .. } = &record.duty
-            && (hello.closed_for_drain != drain.revision || !hello.held.is_empty())
+            && (proved_by_another || hello.closed_for_drain != drain.revision || !hello.held.is_empty())
         {
-            // A copied or restored disk: what speaks now is not what proved itself empty (FL-7).
+            // A copied or restored disk: what speaks now is not what proved itself empty (FL-7). One that says it is closed
+            // may have it on no disk yet, so that each life proves it for itself.
             record.duty = Duty::Draining(drain.clone());
         }
         if hello.closed_for_drain > record.drain_revision {
