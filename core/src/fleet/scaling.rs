@@ -281,6 +281,8 @@ impl Fleet {
 
     pub(super) fn host_gone(&mut self, name: &PoolName, host: HostRequestId, now: Timestamp, out: &mut Output) {
         let Some(pool) = self.pools.get_mut(name) else { return };
+        // Should it speak all the same, what was said of it before is out of date.
+        pool.preflights.remove(&host);
         if pool.record.hosts.remove(&host).is_none() {
             return;
         }
