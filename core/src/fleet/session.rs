@@ -16,11 +16,11 @@ use crate::{
     denied::Denied,
     effect::{Effect, Reply, StopReason, Subject},
     end::{End, NodeLoss},
-    event::{Held, HeldPhase, Hello, HostSample},
+    event::{DrainThen, Held, HeldPhase, Hello, HostSample},
     ids::{AttemptId, Epoch, HostRequestId, Incarnation, NodeId, PoolName, Revision, SessionId},
     lease, limits,
     mutation::{self, Mutation},
-    node::{Duty, Hold, Liveness, Node, NodeRecord},
+    node::{Drain, Duty, Hold, Liveness, Node, NodeRecord},
     pool::{Host, Made},
     resources::Resources,
     time::{Millis, Timestamp},
@@ -133,7 +133,7 @@ impl Fleet {
             // run what is exclusive for as long as its own lease lasts (FL-3).
             self.give_up_attempts(id, &End::NodeLost(NodeLoss::Rebooted), now, out);
         }
-        self.adopt(id, session, &hello, now);
+        self.adopt(id, session, &hello, rebooted, now);
         self.reconcile(id, &hello.held, now, out);
         self.pass_by_held(&hello.held, out);
         self.note_running(id, &hello.held, now, out);
@@ -153,8 +153,8 @@ impl Fleet {
         self.reindex(id);
     }
 
-    /// Takes over what the node says of itself.
-    fn adopt(&mut self, id: NodeId, session: SessionId, hello: &Hello, now: Timestamp) {
+    /// Takes over what the node says of itself. `rebooted`: another life of it spoke last.
+    fn adopt(&mut self, id: NodeId, session: SessionId, hello: &Hello, rebooted: bool, now: Timestamp) {
         let is_woken = self.waking_of(id).is_some();
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let record = &mut node.record;
@@ -162,7 +162,6 @@ impl Fleet {
         if forgets && matches!(record.duty, Duty::Cordoned(_)) {
             record.duty = Duty::Eligible;
         }
-        let is_another_life = record.boot_id != hello.boot_id;
         record.boot_id.clone_from(&hello.boot_id);
         record.instance.clone_from(&hello.instance);
         record.agent_start = hello.agent_start;
@@ -177,12 +176,10 @@ impl Fleet {
         {
             record.duty = Duty::Eligible;
         }
-        let proved_by_another = is_another_life && matches!(record.duty, Duty::Drained { .. });
         if let Duty::Drained { drain, .. } | Duty::Stopping { drain, .. } = &record.duty
-            && (proved_by_another || hello.closed_for_drain != drain.revision || !hello.held.is_empty())
+            && (hello.closed_for_drain != drain.revision || !hello.held.is_empty() || proves_anew(drain, rebooted))
         {
-            // A copied or restored disk: what speaks now is not what proved itself empty (FL-7). One that says it is closed
-            // may have it on no disk yet, so that each life proves it for itself.
+            // A copied or restored disk: what speaks now is not what proved itself empty (FL-7).
             record.duty = Duty::Draining(drain.clone());
         }
         if hello.closed_for_drain > record.drain_revision {
@@ -480,6 +477,12 @@ impl Fleet {
         }
         self.reindex(id);
     }
+}
+
+/// What one life of a host has proved is not another's: one that says it is closed may have it on no disk yet, and then
+/// obeys no release. A host that its provider ends goes whatever it says.
+fn proves_anew(drain: &Drain, rebooted: bool) -> bool {
+    rebooted && drain.order.then != DrainThen::Delete
 }
 
 /// It proved itself empty and was told to go; no provider says whether it did.
