@@ -92,6 +92,14 @@ impl PoolRecord {
     }
 }
 
+impl PoolRecord {
+    /// The request under which this node is being woken.
+    #[must_use]
+    pub fn waking_of(&self, id: NodeId) -> Option<HostRequestId> {
+        self.hosts.iter().find(|(_, host)| host.waking() == Some(id)).map(|(host, _)| *host)
+    }
+}
+
 /// An operator's own size for a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
@@ -166,6 +174,17 @@ pub enum Host {
         #[serde(default)]
         since: Option<Timestamp>,
     },
+}
+
+impl Host {
+    /// The node that is being woken.
+    #[must_use]
+    pub const fn waking(&self) -> Option<NodeId> {
+        match self {
+            Self::Waking { node, .. } => Some(*node),
+            Self::Requested(_) | Self::Joined(_) | Self::Deleting { .. } => None,
+        }
+    }
 }
 
 /// What a provider says of deleting a host.

@@ -1,5 +1,7 @@
 //! Records as operators see them. Nothing here decides; it only says.
 
+use std::collections::BTreeSet;
+
 use muster_core::{
     autoscale,
     effect::{AttemptRecord, EndRecord},
@@ -242,9 +244,8 @@ pub(super) fn pool(fleet: &Fleet, name: &muster_core::ids::PoolName) -> Option<v
     let members = || fleet.nodes().filter(|(_, node)| node.pool == *name);
     let here = members().filter(|(_, node)| !matches!(node.liveness, Liveness::Gone(_) | Liveness::Lost(_)));
     let draining = members().filter(|(_, node)| node.drain().is_some() && !node.is_asleep());
-    let waking =
-        |id: NodeId| record.hosts.values().any(|host| matches!(host, Host::Waking { node, .. } if *node == id));
-    let asleep = members().filter(|(id, node)| node.is_asleep() && !waking(*id));
+    let waking: BTreeSet<NodeId> = record.hosts.values().filter_map(Host::waking).collect();
+    let asleep = members().filter(|(id, node)| node.is_asleep() && !waking.contains(id));
     let own = members().filter(|(_, node)| node.host.is_none() && !matches!(node.liveness, Liveness::Gone(_)));
     let nodes = small(here.count());
     Some(v1::Pool {

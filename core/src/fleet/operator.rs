@@ -264,11 +264,7 @@ impl Fleet {
             out.touched.pools.insert(node.record.pool.clone());
         }
         if let Some(pool) = self.pools.get_mut(&node.record.pool) {
-            pool.unwoken.remove(&id);
-            if let Some(host) = pool.waking_of(id) {
-                pool.record.hosts.remove(&host);
-                out.touched.pools.insert(node.record.pool.clone());
-            }
+            pool.forget_sleeper(id, out);
         }
         self.freed.remove(&id);
         self.forget_member(id, &node.record);

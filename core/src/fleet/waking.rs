@@ -34,7 +34,7 @@ pub(super) fn in_order(
     hosts: &BTreeMap<HostRequestId, Host>,
     unwoken: &BTreeMap<NodeId, Timestamp>,
 ) -> Vec<NodeId> {
-    let waking: BTreeSet<NodeId> = hosts.values().filter_map(node_of_waking).collect();
+    let waking: BTreeSet<NodeId> = hosts.values().filter_map(Host::waking).collect();
     let mut order: Vec<_> = asleep
         .into_iter()
         .filter(|(_, node)| !waking.contains(node))
@@ -44,23 +44,19 @@ pub(super) fn in_order(
     order.into_iter().map(|(.., node)| node).collect()
 }
 
-const fn node_of_waking(host: &Host) -> Option<NodeId> {
-    match host {
-        Host::Waking { node, .. } => Some(*node),
-        Host::Requested(_) | Host::Joined(_) | Host::Deleting { .. } => None,
-    }
-}
-
 /// When a waking that was asked for at `told` is looked at again.
 pub(super) fn next_look(since: Timestamp, told: Timestamp, policy: &PoolPolicy) -> Timestamp {
     (since + policy.boot_deadline).min(told + limits::WAKE_ASK_AGAIN)
 }
 
 impl Pool {
-    /// The request under which this node is being woken.
-    pub(super) fn waking_of(&self, id: NodeId) -> Option<HostRequestId> {
-        let mut hosts = self.record.hosts.iter();
-        hosts.find(|(_, host)| node_of_waking(host) == Some(id)).map(|(host, _)| *host)
+    /// This node is removed: nobody wakes it any more.
+    pub(super) fn forget_sleeper(&mut self, id: NodeId, out: &mut Output) {
+        self.unwoken.remove(&id);
+        if let Some(host) = self.record.waking_of(id) {
+            self.record.hosts.remove(&host);
+            out.touched.pools.insert(self.record.policy.name.clone());
+        }
     }
 
     /// A host that was asked for at `since` is here: failures are over.
@@ -80,7 +76,7 @@ impl Pool {
 impl Fleet {
     /// The request under which this node is being woken.
     pub(super) fn waking_of(&self, id: NodeId) -> Option<HostRequestId> {
-        self.pools.get(&self.nodes.get(&id)?.record.pool)?.waking_of(id)
+        self.pools.get(&self.nodes.get(&id)?.record.pool)?.record.waking_of(id)
     }
 
     pub(super) fn wake_host(&mut self, name: &PoolName, id: NodeId, reason: &str, now: Timestamp, out: &mut Output) {
@@ -167,7 +163,7 @@ impl Fleet {
         let Some(pool) = self.nodes.get(&id).and_then(|node| self.pools.get_mut(&node.record.pool)) else { return };
         // Also one that a person has started.
         pool.unwoken.remove(&id);
-        let Some(host) = pool.waking_of(id) else { return };
+        let Some(host) = pool.record.waking_of(id) else { return };
         if let Some(Host::Waking { since, .. }) = pool.record.hosts.remove(&host) {
             pool.note_boot(since, "a host has woken", now, out);
         }
