@@ -6,12 +6,11 @@
 //! committed. There is no tick: the loop sleeps until an input comes or the
 //! core's next wake-up is due.
 
+mod handle;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     thread,
 };
 
@@ -28,6 +27,7 @@ use muster_core::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+pub use self::handle::Handle;
 use crate::{
     clock::Clock,
     leadership::Leadership,
@@ -99,128 +99,6 @@ pub enum Change {
     },
     /// Output came.
     Output(AttemptId),
-}
-
-/// The driver's front: cheap to clone, hides the channel.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    inputs: mpsc::Sender<Input>,
-    changes: broadcast::Sender<Arc<Change>>,
-    next: Arc<AtomicU64>,
-    clock: Clock,
-}
-
-impl Handle {
-    fn number(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
-    }
-
-    async fn send(&self, input: Input) -> Result<(), Stopped> {
-        self.inputs.send(input).await.map_err(|_| Stopped)
-    }
-
-    /// Tells an event that gets no answer.
-    ///
-    /// # Errors
-    /// The driver has stopped.
-    pub async fn event(&self, event: Event) -> Result<(), Stopped> {
-        self.events(vec![event]).await
-    }
-
-    /// Tells several events that get no answer, in order and at once.
-    ///
-    /// # Errors
-    /// The driver has stopped.
-    pub async fn events(&self, events: Vec<Event>) -> Result<(), Stopped> {
-        self.send(Input::Events(events)).await
-    }
-
-    /// Asks for a change and waits until it is durable.
-    ///
-    /// # Errors
-    /// The driver has stopped.
-    pub async fn ask(&self, event: impl FnOnce(RequestId) -> Event + Send) -> Result<Answer, Stopped> {
-        self.request(event, None).await
-    }
-
-    /// As [`Self::ask`], with the job's body.
-    ///
-    /// # Errors
-    /// The driver has stopped.
-    pub async fn submit(
-        &self,
-        job: AcceptedJob,
-        event: impl FnOnce(RequestId) -> Event + Send,
-    ) -> Result<Answer, Stopped> {
-        self.request(event, Some(job)).await
-    }
-
-    async fn request(
-        &self,
-        event: impl FnOnce(RequestId) -> Event + Send,
-        job: Option<AcceptedJob>,
-    ) -> Result<Answer, Stopped> {
-        let request = RequestId(self.number());
-        let (reply, answer) = oneshot::channel();
-        self.send(Input::Request { request, event: event(request), job, reply }).await?;
-        answer.await.map_err(|_| Stopped)
-    }
-
-    /// Opens a node's stream; its orders come out of `outbox`.
-    ///
-    /// # Errors
-    /// The driver has stopped.
-    pub async fn connect(
-        &self,
-        node: NodeId,
-        key: [u8; 32],
-        hello: Hello,
-        seen: Seen,
-        outbox: mpsc::Sender<Order>,
-    ) -> Result<SessionId, Stopped> {
-        let session = SessionId(self.number());
-        self.send(Input::Connect { node, key, session, hello, seen, outbox }).await.map(|()| session)
-    }
-
-    /// Reads committed state.
-    ///
-    /// # Errors
-    /// The driver has stopped.
-    pub async fn query<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&Fleet, Timestamp) -> T + Send + 'static,
-    ) -> Result<T, Stopped> {
-        let (reply, answer) = oneshot::channel();
-        let read = move |fleet: &Fleet, now: Timestamp| {
-            // A caller that went away wants no answer.
-            let _ = reply.send(read(fleet, now));
-        };
-        self.send(Input::Query(Box::new(read))).await?;
-        answer.await.map_err(|_| Stopped)
-    }
-
-    /// Committed changes from now on.
-    #[must_use]
-    pub fn changes(&self) -> broadcast::Receiver<Arc<Change>> {
-        self.changes.subscribe()
-    }
-
-    /// Says that output of an attempt came.
-    pub fn output_came(&self, attempt: AttemptId) {
-        // No follower, nobody to tell.
-        let _ = self.changes.send(Arc::new(Change::Output(attempt)));
-    }
-
-    /// The driver's clock.
-    #[must_use]
-    pub fn now(&self) -> Timestamp {
-        self.clock.now()
-    }
-
-    /// Lets the driver finish what it has and end.
-    pub async fn stop(&self) {
-        let _ = self.send(Input::Stop).await;
-    }
 }
 
 /// What the driver is made of.
@@ -527,105 +405,4 @@ impl Driver {
 }
 
 #[cfg(test)]
-mod tests {
-    use muster_core::{
-        event::HostSample,
-        ids::{Actor, PoolName},
-        resources::Resources,
-    };
-    use muster_proto::v1::coordinator_message;
-
-    use super::*;
-    use crate::{blobs::Blobs, store::EmbeddedStore};
-
-    fn hello() -> Hello {
-        Hello {
-            boot_id: "boot".into(),
-            agent_start: 1,
-            stream: 1,
-            instance: "instance".into(),
-            capacity: Resources { cpu_milli: 1_000, memory_bytes: 1 << 30, disk_bytes: 1 << 30 },
-            labels: Default::default(),
-            fences: Default::default(),
-            held: Vec::new(),
-            closed_for_drain: Default::default(),
-            version: "test".into(),
-        }
-    }
-
-    /// The driver of a new fleet with one node, its end, and what it needs to live.
-    async fn leading(
-        folder: &std::path::Path,
-        leadership: &Leadership,
-    ) -> (Handle, oneshot::Receiver<Result<(), Failed>>, NodeId) {
-        let store = EmbeddedStore::create(&folder.join("fleet.db")).unwrap();
-        let reader = Arc::new(store.reader().unwrap());
-        let blobs = Arc::new(Blobs::open(&folder.join("blobs")).unwrap());
-        let (hosts, _) = mpsc::channel(1);
-        let setup = Setup {
-            fleet: Fleet::default(),
-            store: Box::new(store),
-            leadership: leadership.clone(),
-            term: Term(7),
-            commits: 0,
-            seal: Seal::new(b"secret"),
-            clock: Clock::after(Timestamp(0)),
-            members: Arc::default(),
-            vitals: Arc::default(),
-            bodies: Arc::new(Bodies::new(reader, blobs)),
-            metrics: Arc::default(),
-            hosts,
-        };
-        let (handle, end) = start(setup);
-        let enrol = |request| Event::Enroll {
-            request,
-            name: "web-01".into(),
-            pool: PoolName("local".into()),
-            host: None,
-            key: [1; 32],
-            shown: NodeId(0),
-        };
-        let Ok(Reply::Enrolled { node }) = handle.ask(enrol).await.unwrap() else { panic!("it is enrolled") };
-        (handle, end, node)
-    }
-
-    async fn deposed(end: oneshot::Receiver<Result<(), Failed>>) {
-        let end = tokio::time::timeout(std::time::Duration::from_secs(20), end).await.expect("it ends");
-        assert!(matches!(end.unwrap(), Err(Failed::Deposed)));
-    }
-
-    #[tokio::test]
-    async fn a_heartbeat_is_answered_by_a_leader_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let leadership = Leadership::alone();
-        let (handle, end, node) = leading(folder.path(), &leadership).await;
-        let (outbox, mut orders) = mpsc::channel(16);
-        let session = handle.connect(node, [1; 32], hello(), Seen::default(), outbox).await.unwrap();
-        let beat =
-            |sequence| Event::Heartbeat { node, session, sequence, sample: HostSample::default(), held: Vec::new() };
-        handle.event(beat(1)).await.unwrap();
-        let mut last = None;
-        while !matches!(last, Some(Order::Message(coordinator_message::Message::Lease(_)))) {
-            last = orders.recv().await;
-            assert!(last.is_some(), "the stream stands until it was answered");
-        }
-        // Nothing is to be stored for the second one: no fence of the store would stop its answer.
-        leadership.end();
-        handle.event(beat(2)).await.unwrap();
-        deposed(end).await;
-        assert!(orders.recv().await.is_none(), "no lease, and nothing else");
-    }
-
-    #[tokio::test]
-    async fn a_deposed_leader_answers_neither_a_change_nor_a_question() {
-        let folder = tempfile::tempdir().unwrap();
-        let leadership = Leadership::alone();
-        let (handle, end, node) = leading(folder.path(), &leadership).await;
-        leadership.end();
-        let asked = handle.query(|fleet, _| fleet.node_counts());
-        let cordon = |request| Event::Cordon { request, node, actor: Actor("ana".into()), reason: String::new() };
-        assert!(asked.await.is_err(), "what it knows may be old");
-        assert!(handle.ask(cordon).await.is_err());
-        deposed(end).await;
-    }
-}
+mod tests;
