@@ -12,6 +12,7 @@ mod drains;
 mod excess;
 mod failover;
 mod hostile_agent;
+mod hostile_connection;
 mod jobs;
 mod notices;
 mod partition;
