@@ -5,7 +5,7 @@ use muster_core::{
     fleet::Fleet,
     ids::NodeId,
     lease, limits,
-    node::{Duty, Hold, Liveness, NodeRecord},
+    node::{Drain, Duty, Hold, Liveness, NodeRecord},
     spec::Delivery,
     time::Timestamp,
 };
@@ -61,8 +61,14 @@ impl Truth {
             self.had_turn.insert((id, drain.order.reason.clone()));
         }
         let began = |duty: &Duty| matches!(duty, Duty::Draining(_));
+        // One that another life has to prove anew is the drain that it was.
+        let is_the_same = |duty: &Duty, drain: &Drain| match duty {
+            Duty::Draining(_) => true,
+            Duty::Drained { drain: old, .. } | Duty::Stopping { drain: old, .. } => old.requested == drain.requested,
+            Duty::Eligible | Duty::Cordoned(_) => false,
+        };
         if let Duty::Draining(drain) = &node.duty
-            && !before.as_ref().is_some_and(began)
+            && !before.as_ref().is_some_and(|before| is_the_same(before, drain))
             && drain.order.actor.0 == "scaler"
         {
             self.check_scale_in(fleet, id, node, now)?;
