@@ -11,7 +11,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use muster_agent::spawner::{
@@ -70,7 +70,17 @@ impl Spawner {
 
     fn start_all(program: &std::path::Path, policy: &str, uids: u32) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-spawner-").tempdir().expect("a folder");
+        let (arguments, _) = Self::arguments(&folder, policy, uids);
+        let part = Part::start_from(program, "spawner", &folder.path().join("log"), &arguments);
         let path = folder.path().join("spawner.sock");
+        let socket = eventually_blocking(WAIT, || dial(&path)).unwrap_or_else(|| panic!("no spawner: {}", part.log()));
+        let mut spawner = Self { part, socket, missing: Vec::new(), folder, arguments, next_task: 0 };
+        spawner.greet();
+        spawner
+    }
+
+    /// Its command line, and the name of its cgroup.
+    fn arguments(folder: &TempDir, policy: &str, uids: u32) -> (Vec<OsString>, String) {
         let node = format!("e2e-spawner-{}", folder.path().file_name().expect("a name").to_string_lossy());
         let first = 3_000_000 + (std::process::id() % 10_000) * 64;
         let config = folder.path().join("spawner.toml");
@@ -81,20 +91,16 @@ impl Spawner {
             "--config".into(),
             config.into_os_string(),
             "--socket".into(),
-            path.clone().into_os_string(),
+            folder.path().join("spawner.sock").into_os_string(),
             "--state".into(),
             folder.path().join("state").into_os_string(),
             "--node-id".into(),
-            node.into(),
+            node.clone().into(),
             "--uids".into(),
             format!("{first}-{}", first + uids - 1).into(),
         ]
         .into();
-        let part = Part::start_from(program, "spawner", &folder.path().join("log"), &arguments);
-        let socket = eventually_blocking(WAIT, || dial(&path)).unwrap_or_else(|| panic!("no spawner: {}", part.log()));
-        let mut spawner = Self { part, socket, missing: Vec::new(), folder, arguments, next_task: 0 };
-        spawner.greet();
-        spawner
+        (arguments, format!("muster-{node}"))
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -517,6 +523,39 @@ fn the_parents_end_leaves_neither_processes_nor_a_cgroup() {
     spawner.part.wait(Duration::from_secs(20));
     assert_eq!(Spawner::left(&marker), []);
     spawner.assert_no_cgroup();
+}
+
+/// Between its cgroup and its first word there is a moment in which a stop finds nobody who listens.
+#[test]
+fn a_spawner_that_is_told_to_go_while_it_starts_leaves_no_cgroup() {
+    let Some(mount) = host::cgroup2().filter(|_| host::is_root()) else {
+        return eprintln!("as an ordinary user or without cgroup2 there is no group of its own");
+    };
+    for _ in 0..5 {
+        let folder = tempfile::Builder::new().prefix("muster-spawner-").tempdir().expect("a folder");
+        let (arguments, group) = Spawner::arguments(&folder, "", 64);
+        let mut part = Part::start("spawner", &folder.path().join("log"), &arguments);
+        let deadline = Instant::now() + WAIT;
+        while !mount.join(&group).exists() {
+            assert!(Instant::now() < deadline, "it makes no group: {}", part.log());
+        }
+        part.signal(Signal::SIGTERM);
+        let status = part.wait(WAIT);
+        assert!(status.success(), "{status}: {}", part.log());
+        assert!(!mount.join(&group).exists(), "{}", part.log());
+    }
+}
+
+#[test]
+fn a_spawner_that_cannot_start_leaves_no_cgroup() {
+    let folder = tempfile::Builder::new().prefix("muster-spawner-").tempdir().expect("a folder");
+    let (mut arguments, group) = Spawner::arguments(&folder, "", 64);
+    let socket = arguments.iter().position(|word| word == "--socket").expect("it has one") + 1;
+    arguments[socket] = folder.path().join("no such folder/spawner.sock").into_os_string();
+    let mut part = Part::start("spawner", &folder.path().join("log"), &arguments);
+    assert_eq!(part.wait(WAIT).code(), Some(1), "{}", part.log());
+    assert!(part.log().contains("cannot listen at"), "{}", part.log());
+    assert!(!host::muster_cgroups().contains(&group), "{}", part.log());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::sys;
 use crate::spawner::protocol::Limits;
 
 /// The subtree below which each job has a group.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Root {
     /// Holds one folder a job.
     jobs: PathBuf,

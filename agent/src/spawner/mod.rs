@@ -19,6 +19,7 @@ use std::{
 };
 
 use clap::Parser;
+use nix::sys::signalfd::SignalFd;
 
 use crate::sandbox::{cgroup, fences::Fences};
 use keeper::{ASK_VERSION, Farewell, Held, Keeper, Parts, STATE_VERSION};
@@ -114,9 +115,39 @@ fn run(options: &Options) -> Result<(), Error> {
     let lock = fs::File::create(options.state.join("lock")).map_err(io("make", &options.state))?;
     let _lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock)
         .map_err(|(_, _)| Error::Taken { path: options.state.clone() })?;
+    // A stop in the middle of the start must not leave a cgroup behind.
+    let signals = keeper::hold_signals().map_err(io("watch the signals of", &options.state))?;
     let held = options.resume_fd.map(Held::read).transpose().map_err(io("resume what was held in", &options.state))?;
     let kept = held.as_ref().map(Held::groups).unwrap_or_default();
-    let mut cgroups = cgroup::Root::find(&options.node_id, &kept).map_err(io("use the cgroup of", &options.state))?;
+    let cgroups = cgroup::Root::find(&options.node_id, &kept).map_err(io("use the cgroup of", &options.state))?;
+    let ended = keep(options, policy, cgroups.clone(), held, signals);
+    // Also when the start failed half way: what it made is not left.
+    if let Some(cgroups) = cgroups {
+        cgroups.remove();
+    }
+    let farewell = ended?;
+    let _gone = fs::remove_file(&options.socket);
+    if options.ephemeral && farewell == Farewell::Orphaned {
+        let _kept = fs::remove_dir_all(&options.state);
+        if let Some(parent) = options.state.parent() {
+            let _not_empty = fs::remove_dir(parent);
+        }
+    }
+    Ok(())
+}
+
+/// Looks at what this host can do, listens, and keeps jobs until told to go.
+fn keep(
+    options: &Options,
+    policy: Policy,
+    mut cgroups: Option<cgroup::Root>,
+    held: Option<Held>,
+    signals: SignalFd,
+) -> Result<Farewell, Error> {
+    let io = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Io { what, path, source }
+    };
     if let Some(cgroups) = &mut cgroups {
         cgroups.limit_io(policy.io_read_bytes_per_second, policy.io_write_bytes_per_second);
     }
@@ -134,22 +165,11 @@ fn run(options: &Options) -> Result<(), Error> {
     // SAFETY: our parent left this descriptor open for us, and named it.
     let parent = options.parent_fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     let state = options.state.clone();
-    let parts = Parts { policy, fences, cgroups, agent_uid, state, root, listener, parent, held };
+    let parts = Parts { policy, fences, cgroups, agent_uid, state, root, listener, parent, signals, held };
     let mut keeper = Keeper::new(parts).map_err(io("watch", &options.socket))?;
     let _no_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     crate::footprint::give_back_what_the_start_needed();
-    let farewell = keeper.run().map_err(io("watch", &options.socket))?;
-    if let Some(cgroups) = &keeper.cgroups {
-        cgroups.remove();
-    }
-    let _gone = fs::remove_file(&options.socket);
-    if options.ephemeral && farewell == Farewell::Orphaned {
-        let _kept = fs::remove_dir_all(&options.state);
-        if let Some(parent) = options.state.parent() {
-            let _not_empty = fs::remove_dir(parent);
-        }
-    }
-    Ok(())
+    keeper.run().map_err(io("watch", &options.socket))
 }
 
 /// Each held attempt keeps some descriptors.

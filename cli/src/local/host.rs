@@ -220,8 +220,9 @@ async fn make_and_run(
     children::make_folder(&plan.agent_folder, 0o700).map_err(sentence)?;
     let mut spawner = plan.start_spawner(context).map_err(sentence)?;
     if let Err(reason) = wait_until_it_listens(&mut spawner, plan, context).await {
-        drop(spawner.start_kill());
-        drop(spawner.wait().await);
+        // What it has made so far it takes away itself.
+        children::terminate(&spawner);
+        drop(children::end_within(&mut spawner, SPAWNER_LEAVES).await);
         return Err(reason);
     }
     let agent = match plan.start_agent(context) {

@@ -22,7 +22,11 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        signal::Signal,
+        signalfd::{SfdFlags, SigSet, SignalFd},
+    },
 };
 
 use super::{
@@ -61,7 +65,7 @@ pub struct Keeper {
     oom_protected: bool,
     listener: OwnedFd,
     parent: Option<OwnedFd>,
-    signals: nix::sys::signalfd::SignalFd,
+    signals: SignalFd,
     epoll: Epoll,
     agent: Option<Agent>,
     attempts: BTreeMap<AttemptKey, Attempt>,
@@ -102,6 +106,8 @@ pub struct Parts {
     pub root: CString,
     pub listener: OwnedFd,
     pub parent: Option<OwnedFd>,
+    /// From [`hold_signals`].
+    pub signals: SignalFd,
     /// What the former program of this process held.
     pub held: Option<Held>,
 }
@@ -138,6 +144,20 @@ pub enum Farewell {
     Orphaned,
 }
 
+/// From here on a stop or an upgrade waits until somebody reads it: nothing that is made after this
+/// can be left by a signal that comes too early.
+///
+/// # Errors
+/// signalfd(2) failed.
+pub fn hold_signals() -> io::Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.add(Signal::SIGINT);
+    mask.add(Signal::SIGHUP);
+    mask.thread_block()?;
+    Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
 impl Accepted {
     fn insert(&mut self, key: AttemptKey) -> bool {
         if key.number == 1 {
@@ -155,13 +175,6 @@ impl Keeper {
     /// # Errors
     /// A descriptor could not be made, or the common root not be assembled.
     pub fn new(parts: Parts) -> io::Result<Self> {
-        use nix::sys::signalfd::{SfdFlags, SigSet, SignalFd};
-        let mut mask = SigSet::empty();
-        mask.add(nix::sys::signal::Signal::SIGTERM);
-        mask.add(nix::sys::signal::Signal::SIGINT);
-        mask.add(nix::sys::signal::Signal::SIGHUP);
-        mask.thread_block()?;
-        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let mut spawner_id = [0; 16];
         getrandom::fill(&mut spawner_id).map_err(|error| io::Error::other(error.to_string()))?;
         let left = if parts.held.is_none() { ending::set_aside_what_is_left(&parts.state)? } else { Vec::new() };
@@ -189,7 +202,7 @@ impl Keeper {
             root: parts.root,
             listener: parts.listener,
             parent: parts.parent,
-            signals,
+            signals: parts.signals,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             agent: None,
             attempts: BTreeMap::new(),
