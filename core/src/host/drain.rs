@@ -18,6 +18,8 @@ pub(super) struct Closure {
     /// Closed in memory from the moment it was asked.
     wanted: Option<Revision>,
     persisted: Option<Revision>,
+    /// Writes that are under way, the last of which is what counts.
+    writing: u32,
     question: Question,
 }
 
@@ -37,7 +39,7 @@ enum Question {
 
 impl Closure {
     pub(super) const fn restored(closed_for: Option<Revision>) -> Self {
-        Self { wanted: closed_for, persisted: closed_for, question: Question::None }
+        Self { wanted: closed_for, persisted: closed_for, writing: 0, question: Question::None }
     }
 
     pub(super) const fn is_closed(&self) -> bool {
@@ -50,6 +52,18 @@ impl Closure {
 
     pub(super) const fn on_persisted(&mut self, revision: Option<Revision>) {
         self.persisted = revision;
+        self.writing = self.writing.saturating_sub(1);
+    }
+
+    fn write(&mut self, revision: Option<Revision>, effects: &mut Vec<HostEffect>) {
+        self.wanted = revision;
+        self.writing += 1;
+        effects.push(HostEffect::PersistClosure { revision });
+    }
+
+    /// It is closed for this on disk, and no write that is under way opens it again.
+    fn is_closed_on_disk(&self, revision: Revision) -> bool {
+        self.persisted == Some(revision) && self.writing == 0
     }
 
     /// The stream broke: the coordinator asks again on the next one.
@@ -67,9 +81,8 @@ impl Closure {
     /// An older drain's end opens nothing that a newer one closed.
     pub(super) fn reopen(&mut self, revision: Revision, effects: &mut Vec<HostEffect>) {
         if self.wanted.is_some_and(|wanted| wanted <= revision) {
-            self.wanted = None;
             self.question = Question::None;
-            effects.push(HostEffect::PersistClosure { revision: None });
+            self.write(None, effects);
         }
     }
 }
@@ -90,8 +103,7 @@ impl Host {
             return;
         }
         if self.closure.wanted != Some(revision) {
-            self.closure.wanted = Some(revision);
-            effects.push(HostEffect::PersistClosure { revision: Some(revision) });
+            self.closure.write(Some(revision), effects);
         }
         if self.closure.question != Question::Listing {
             self.closure.question = Question::Open;
@@ -102,7 +114,7 @@ impl Host {
     /// Moves an open question on; called after every event.
     pub(super) fn pursue_proof(&mut self, effects: &mut Vec<HostEffect>) {
         let Some(revision) = self.closure.wanted else { return };
-        let ready = self.connected && self.attempts.is_empty() && self.closure.persisted == Some(revision);
+        let ready = self.connected && self.attempts.is_empty() && self.closure.is_closed_on_disk(revision);
         match self.closure.question {
             Question::None | Question::Listing => {}
             Question::Open if ready => {
@@ -121,7 +133,7 @@ impl Host {
 
     /// A release for a drain that this host is not closed for, or while it holds work, is out of date.
     pub(super) fn on_release(&mut self, revision: Revision, then: DrainThen, effects: &mut Vec<HostEffect>) {
-        if self.closure.persisted == Some(revision) && self.attempts.is_empty() {
+        if self.closure.is_closed_on_disk(revision) && self.attempts.is_empty() {
             effects.push(HostEffect::Release { then });
         }
     }

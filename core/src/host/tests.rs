@@ -323,6 +323,7 @@ fn drained_is_proved_only_when_closed_on_disk_and_empty_by_the_spawners_word() {
     // Reopened while the spawner makes its list: what starts now could not be on it, and would count as lost.
     assert_eq!(world.tell(HostEvent::DrainAsked { revision, refusable: false }), [HostEffect::ListSpawner]);
     let _ = world.tell(HostEvent::ReopenOrdered { revision });
+    let _ = world.tell(HostEvent::ClosurePersisted { revision: None });
     assert_eq!(world.order(6), []);
     assert_eq!(world.tell(listed(Vec::new())), [start(6)]);
     let _ = world.end(6, End::Succeeded);
@@ -332,6 +333,25 @@ fn drained_is_proved_only_when_closed_on_disk_and_empty_by_the_spawners_word() {
     assert_eq!(world.tell(listed(Vec::new())), [HostEffect::ProveDrained { revision }]);
     let release = HostEvent::ReleaseOrdered { revision, then: DrainThen::Stop };
     assert_eq!(world.tell(release), [HostEffect::Release { then: DrainThen::Stop }]);
+}
+
+#[test]
+fn a_host_whose_opening_is_still_being_written_is_not_closed() {
+    let mut world = World::new();
+    let revision = Revision(7);
+    let ask = HostEvent::DrainAsked { revision, refusable: false };
+    let _ = world.tell(ask.clone());
+    let _ = world.tell(HostEvent::ClosurePersisted { revision: Some(revision) });
+    let _ = world.tell(HostEvent::SpawnerListed { spawner: SPAWNER, held: Vec::new() });
+    // Opened, and asked again by a coordinator that has lost that it opened it.
+    let _ = world.tell(HostEvent::ReopenOrdered { revision });
+    assert_eq!(world.tell(ask), [HostEffect::PersistClosure { revision: Some(revision) }]);
+    assert_eq!(world.tell(HostEvent::ClosurePersisted { revision: None }), []);
+    assert_eq!(
+        world.tell(HostEvent::ClosurePersisted { revision: Some(revision) }),
+        [HostEffect::ListSpawner],
+        "not before the last write is there"
+    );
 }
 
 #[test]
