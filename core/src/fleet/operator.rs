@@ -257,11 +257,20 @@ impl Fleet {
         if let Some(host) = node.record.host
             && let Some(pool) = self.pools.get_mut(&node.record.pool)
             && let Some(state) = pool.record.hosts.get_mut(&host)
-            // An old record of a host that has joined anew goes without it.
-            && *state == Host::Joined(id)
         {
-            *state = Host::Deleting { node: None, told: Timestamp(0), since: None };
-            out.touched.pools.insert(node.record.pool.clone());
+            match state {
+                Host::Joined(joined) if *joined == id => {
+                    *state = Host::Deleting { node: None, told: Timestamp(0), since: None };
+                    out.touched.pools.insert(node.record.pool.clone());
+                }
+                // Should the provider fail to delete it, there is no node that it could go back to.
+                Host::Deleting { node: joined, .. } if *joined == Some(id) => {
+                    *joined = None;
+                    out.touched.pools.insert(node.record.pool.clone());
+                }
+                // An old record of a host that has joined anew goes without it.
+                Host::Requested(_) | Host::Joined(_) | Host::Waking { .. } | Host::Deleting { .. } => {}
+            }
         }
         if let Some(pool) = self.pools.get_mut(&node.record.pool) {
             pool.forget_sleeper(id, out);

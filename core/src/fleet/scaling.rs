@@ -321,10 +321,44 @@ impl Fleet {
         out: &mut Output,
     ) {
         let Some(pool) = self.pools.get_mut(name) else { return };
-        let Some(Host::Deleting { node: Some(node), .. }) = pool.record.hosts.get(&host).copied() else { return };
+        let Some(Host::Deleting { node: Some(node), told, .. }) = pool.record.hosts.get(&host).copied() else { return };
+        // The order of this very batch is still to be sent: this speaks of an earlier one.
+        if told == now {
+            return;
+        }
         pool.record.hosts.insert(host, Host::Joined(node));
         out.touched.pools.insert(name.clone());
         record(out, now, Subject::Node(node), "delete_failed", reason, None);
         self.restore_duty(node, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{collections::BTreeMap, vec::Vec};
+
+    use super::*;
+    use crate::{
+        event::Event,
+        fleet::Image,
+        policy::{HostTemplate, PoolPolicy},
+        pool::PoolRecord,
+    };
+
+    #[test]
+    fn a_failed_deletion_that_is_told_before_the_order_is_sent_is_of_an_earlier_one() {
+        let (name, host) = (PoolName("spot".into()), HostRequestId(1));
+        let template = HostTemplate { cpu_milli: 1, memory_bytes: 1, disk_bytes: 1, labels: BTreeMap::new() };
+        let policy = PoolPolicy::fixed(name.clone(), ProviderKind::Exec, 0, 1, template);
+        let deleting = Host::Deleting { node: Some(NodeId(7)), told: Timestamp(50), since: None };
+        let pool = PoolRecord { hosts: BTreeMap::from([(host, deleting)]), ..PoolRecord::new(policy) };
+        let image = Image { pools: Vec::from([(name.clone(), pool)]), ..Image::default() };
+        let mut fleet = Fleet::restore(image).expect("it agrees with itself");
+        let failed = || Event::HostDeleteFailed { pool: name.clone(), host, reason: "busy".into() };
+        let state = |fleet: &Fleet| fleet.pool(&name).and_then(|pool| pool.hosts.get(&host).copied());
+        fleet.apply(failed(), Timestamp(50), &mut Output::default());
+        assert_eq!(state(&fleet), Some(deleting));
+        fleet.apply(failed(), Timestamp(51), &mut Output::default());
+        assert_eq!(state(&fleet), Some(Host::Joined(NodeId(7))));
     }
 }
