@@ -54,7 +54,7 @@ pub enum Action {
     /// An agent without a spawner connects to one.
     Relink { host: usize, agent_start: u64 },
     /// An order to start reaches the spawner.
-    Spawn { host: usize, spawner: u64, order: StartOrder },
+    Spawn { host: usize, spawner: u64, agent_start: u64, order: StartOrder },
     /// An order to stop reaches the spawner.
     Terminate { host: usize, spawner: u64, attempt: AttemptId, reason: StopReason, grace: Millis },
     /// The main process of an attempt is over, by itself or by a signal.

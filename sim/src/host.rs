@@ -343,7 +343,8 @@ impl World {
     }
 
     pub(crate) fn relink(&mut self, host: usize, agent_start: u64) -> Result<(), Violation> {
-        if self.hosts[host].talks_to != NO_SPAWNER {
+        let known = &self.hosts[host];
+        if known.talks_to != NO_SPAWNER || known.agent_start != agent_start {
             return Ok(());
         }
         self.list(host, agent_start)?;
@@ -429,7 +430,7 @@ impl World {
                 let Some(order) = self.hosts[host].orders.get(&attempt).copied() else { return Ok(()) };
                 self.truth.handed(attempt, order, &self.hosts[host], &self.store, self.now)?;
                 let at = self.socket(host);
-                self.at(at, Action::Spawn { host, spawner, order });
+                self.at(at, Action::Spawn { host, spawner, agent_start, order });
             }
             // A job here saves nothing: its grace is as long, and it ends when it likes.
             HostEffect::Stop { attempt, reason, grace, first: _ } => {

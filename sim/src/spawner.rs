@@ -15,9 +15,18 @@ use crate::{agenda::Action, clients::ENDLESS, host::Sandbox, network::Report, tr
 const FENCE_MS: u64 = 1_700;
 
 impl World {
-    pub(crate) fn spawn(&mut self, host: usize, spawner: u64, order: StartOrder) -> Result<(), Violation> {
+    pub(crate) fn spawn(
+        &mut self,
+        host: usize,
+        spawner: u64,
+        agent_start: u64,
+        order: StartOrder,
+    ) -> Result<(), Violation> {
         let attempt = order.attempt;
-        if self.hosts[host].spawner != spawner {
+        let known = &self.hosts[host];
+        // A successor has its own connection: what its predecessor sent and nobody has read yet is not read any more.
+        let is_superseded = known.agent.is_some() && known.agent_start != agent_start;
+        if known.spawner != spawner || is_superseded {
             return Ok(());
         }
         // Recorded before the clone: an id that may have run is never run again (FL-4).

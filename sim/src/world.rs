@@ -337,7 +337,7 @@ impl World {
             Action::List { host, agent_start } => self.list(host, agent_start),
             Action::SpawnerGone { host, agent_start, spawner } => self.lose_link(host, agent_start, spawner),
             Action::Relink { host, agent_start } => self.relink(host, agent_start),
-            Action::Spawn { host, spawner, order } => self.spawn(host, spawner, order),
+            Action::Spawn { host, spawner, agent_start, order } => self.spawn(host, spawner, agent_start, order),
             Action::Terminate { host, spawner, attempt, reason, grace } => {
                 self.terminate(host, spawner, attempt, reason, grace)
             }
