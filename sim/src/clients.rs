@@ -416,12 +416,19 @@ impl World {
             35 => return self.end_rollings(member, 500),
             36 => return self.steer(member, PoolOrder::Pause),
             37 | 38 => return self.steer(member, PoolOrder::Resume),
+            39 => {
+                let time = self.members[member].time(self.now);
+                let until = self.rng.chance(600).then(|| time + Millis(self.rng.between(1_000, 200_000)));
+                // Now and then more than the policy allows.
+                let size = u32::try_from(self.rng.between(0, 5)).unwrap_or(0);
+                return self.steer(member, PoolOrder::Scale { size, until });
+            }
             _nothing => return Ok(()),
         };
         self.tell(member, event)
     }
 
-    /// The elastic pool's scaling rests, or goes on.
+    /// The elastic pool's scaling rests, or goes on, or has a size of its own.
     fn steer(&mut self, member: usize, order: PoolOrder) -> Result<(), Violation> {
         let request = self.request(Asked::Other, None);
         let (pool, reason) = (PoolName(ELASTIC.into()), "a person looks at it".into());

@@ -198,10 +198,16 @@ fn check_minimum(fleet: &Fleet, node: &NodeRecord, pool: &PoolRecord) -> Result<
         let is_there = matches!(row.liveness, Liveness::Live | Liveness::Silent(_));
         row.pool == node.pool && is_there && row.duty == Duty::Eligible
     };
+    // A size that a person gave takes the place of both bounds; one with a time may be over by the leader's clock.
+    let min = match &pool.pin {
+        Some(pin) if pin.until.is_none() => pin.size,
+        Some(pin) => pin.size.min(pool.policy.min),
+        None => pool.policy.min,
+    };
     let booting = pool.hosts.values().filter(|host| matches!(host, Host::Requested(_))).count();
     let left = booting + fleet.nodes().filter(|(_, row)| is_supply(row)).count();
-    if left < usize::try_from(pool.policy.min).unwrap_or(usize::MAX) {
-        let (name, min) = (&node.name, pool.policy.min);
+    if left < usize::try_from(min).unwrap_or(usize::MAX) {
+        let name = &node.name;
         return broken(
             "FL-8",
             format!("scale-in takes node {name}, which leaves {left}, and at least {min} are to be"),
