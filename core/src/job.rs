@@ -271,6 +271,32 @@ impl JobRecord {
         Next::Waiting
     }
 
+    /// A task that is nowhere: it was live, and its attempt is lost with a part of the store. What may have run, and may
+    /// run still, is as much as one that is presumed to be lost with its node.
+    pub fn lose_attempt(&mut self, task: TaskIndex, now: Timestamp) -> Next {
+        self.use_up(task, NonZeroU32::MIN.saturating_add(self.numbers_used(task)));
+        if self.is_cancelled(task) {
+            self.end_task(task, &End::Cancelled);
+            return Next::Ended;
+        }
+        match self.spec.delivery {
+            Delivery::AtMostOnce => {
+                self.end_task(task, &End::SpawnerLost);
+                Next::Ended
+            }
+            Delivery::AtLeastOnce => {
+                self.waiting.insert(task);
+                Next::Waiting
+            }
+            // Under a lease that nobody knows any more: the next leader sets the fence by its own clock.
+            Delivery::Exclusive => {
+                self.tallies.entry(task).or_default().fenced_until = Some(now);
+                self.delayed.insert((now, task));
+                Next::Delayed(now)
+            }
+        }
+    }
+
     /// Records how a task's live attempt ended, and says what follows.
     pub fn end_attempt(&mut self, task: TaskIndex, ending: &Ending<'_>, now: Timestamp) -> Next {
         let Some(number) = self.live.remove(&task) else { return Next::Ended };

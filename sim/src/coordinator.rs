@@ -5,7 +5,7 @@
 use muster_core::{
     effect::Effect,
     event::Event,
-    fleet::{Fleet, Output},
+    fleet::{Fleet, Image, Output},
     host::StartOrder,
     ids::{AttemptId, Epoch, NodeId, SessionId, Term},
     leadership::{self, Leadership},
@@ -188,7 +188,7 @@ impl World {
         let term = self.store.leader.term + 1;
         self.store.leader.term = term;
         self.store.leader.renewals += 1;
-        let fleet = Fleet::restore(self.store.image()).map_err(|damage| Violation::new("FL-1", damage.to_string()))?;
+        let fleet = Fleet::restore(self.whole_image()?).map_err(|damage| Violation::new("FL-1", damage.to_string()))?;
         let known = &mut self.members[member];
         // Another machine's clock may have been ahead of ours when it stored last.
         let shown = known.clock.at(self.now).max(Timestamp(self.store.last.0 + 1));
@@ -202,6 +202,18 @@ impl World {
         known.role = Role::Leads(Box::new(Leader { fleet, term, leadership, commits }));
         self.count("coordinator", "led");
         self.step(member, vec![Event::Stored { commits }, Event::Led { term: Term(term) }])
+    }
+
+    /// What is stored. FL-1: a repair finds nothing in it to repair.
+    fn whole_image(&self) -> Result<Image, Violation> {
+        let mut image = self.store.image();
+        let meta = image.meta.clone();
+        let said = image.mend(self.store.last);
+        if said.is_empty() && image.meta == meta {
+            return Ok(image);
+        }
+        let detail = format!("a repair changes a store that is whole: {said:?}, {meta:?} to {:?}", image.meta);
+        Err(Violation::new("FL-1", detail))
     }
 
     /// A standby looks at the row, a leader renews it.
@@ -298,6 +310,16 @@ impl World {
             self.store.slow_until = self.now + Millis(self.rng.between(20_000, 90_000));
             self.lose_sight_of_machines();
         }
+        self.note_lost_jobs();
+        self.truth.lost_writes(lost, &self.store);
+    }
+
+    /// An operator repairs the store while no coordinator runs, and starts one again.
+    pub(crate) fn damage_store(&mut self) {
+        for member in 0..self.members.len() {
+            self.kill_member(member);
+        }
+        let lost = self.store.damage(&mut self.rng);
         self.note_lost_jobs();
         self.truth.lost_writes(lost, &self.store);
     }

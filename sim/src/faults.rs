@@ -115,6 +115,7 @@ impl World {
                 }
             }
             Fault::StoreLosesWrites => self.lose_writes(),
+            Fault::StoreDamaged => self.damage_store(),
             Fault::CoordinatorDies
             | Fault::CoordinatorPaused
             | Fault::StoreUnreachable

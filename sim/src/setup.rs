@@ -163,6 +163,8 @@ faults! {
     StoreFull, "store-full", 8;
     /// The store fails over to a copy that lacks its last commits, although they were answered.
     StoreLosesWrites, "store-loses-writes", 2;
+    /// Rows of a coordinator's own store cannot be read any more, and it is repaired.
+    StoreDamaged, "store-damaged", 2;
     /// Its wall clock is set.
     WallJumps, "wall-jumps", 12;
     /// The provider cannot make or wake a host.

@@ -13,7 +13,7 @@ use muster_core::{
     timeline::Seen,
 };
 
-use crate::truth::Violation;
+use crate::{rng::Rng, truth::Violation};
 
 /// Who leads, as stored: the row that every commit of a shared store checks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,6 +175,36 @@ impl Store {
             put_back(&mut self.attempts, undo.attempts);
         }
         lost
+    }
+
+    /// Some of its rows cannot be read any more; the rest is repaired, as `muster state repair` does it.
+    pub fn damage(&mut self, rng: &mut Rng) -> LostWrites {
+        let before = self.image();
+        // Of a thousand rows: a page or two, or most of the file.
+        let part = if rng.chance(700) { rng.between(2, 60) } else { rng.between(60, 900) };
+        let mut image = self.image();
+        image.jobs.retain(|_| !rng.chance(part));
+        image.nodes.retain(|_| !rng.chance(part));
+        image.pools.retain(|_| !rng.chance(part));
+        image.attempts.retain(|_| !rng.chance(part));
+        if rng.chance(part) {
+            image.meta = Meta::default();
+        }
+        image.mend(self.last);
+        image.mark_lost(self.last, "rows are gone".into());
+        (self.meta, self.undo) = (image.meta, VecDeque::new());
+        self.jobs = image.jobs.into_iter().collect();
+        self.nodes = image.nodes.into_iter().collect();
+        self.pools = image.pools.into_iter().collect();
+        self.attempts = image.attempts.into_iter().collect();
+        LostWrites { commits: BTreeSet::new(), jobs: self.changed_since(&before) }
+    }
+
+    /// Jobs with a row, or an attempt's row, that is another one now or gone.
+    fn changed_since(&self, before: &Image) -> BTreeSet<JobId> {
+        let jobs = before.jobs.iter().filter(|(id, job)| self.jobs.get(id) != Some(job)).map(|(id, _)| *id);
+        let attempts = before.attempts.iter().filter(|(id, attempt)| self.attempts.get(id) != Some(attempt));
+        jobs.chain(attempts.map(|(id, _)| id.job)).collect()
     }
 
     /// FL-1: what a leader holds in memory is what a crash would leave.

@@ -35,7 +35,7 @@ pub fn salvage(damaged: &Path, mended: &Path, now: Timestamp) -> Result<Vec<Stri
     }
     drop(from);
     let (mut image, _) = to.load()?;
-    said.extend(image.mend());
+    said.extend(image.mend(now));
     let cut = said.len().saturating_sub(TOLD_MAX);
     said.truncate(TOLD_MAX);
     if cut > 0 {
@@ -128,6 +128,9 @@ fn write_back(connection: &Connection, image: &Image) -> rusqlite::Result<()> {
     }
     for (id, node) in &image.nodes {
         connection.execute("UPDATE nodes SET record = ?2 WHERE id = ?1", params![signed(id.0), to_json(node)])?;
+    }
+    for (name, pool) in &image.pools {
+        connection.execute("UPDATE pools SET record = ?2 WHERE name = ?1", params![name.0, to_json(pool)])?;
     }
     connection.execute_batch("CREATE TEMP TABLE live (job INTEGER, task INTEGER, number INTEGER)")?;
     for (id, _) in &image.attempts {

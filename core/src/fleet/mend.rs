@@ -12,29 +12,30 @@ use alloc::{
 use super::{Image, Loss};
 use crate::{
     effect::AttemptRecord,
-    end::End,
     ids::{AttemptId, JobId, NodeId, TaskIndex},
-    job::JobRecord,
-    node::Liveness,
-    spec::Delivery,
+    job::{JobRecord, Next},
+    node::{Liveness, NodeRecord},
+    pool::Host,
     time::Timestamp,
 };
 
 impl Image {
     /// Makes it whole, and says what that took, a sentence each.
-    pub fn mend(&mut self) -> Vec<String> {
+    pub fn mend(&mut self, now: Timestamp) -> Vec<String> {
         let mut said = Vec::new();
+        // From all that was read: an attempt that is dropped was given its job's number all the same.
+        self.mend_counters();
         self.mend_attempts(&mut said);
         self.mend_names(&mut said);
         self.mend_rollings(&mut said);
+        self.mend_hosts(now, &mut said);
         let mut live: BTreeMap<JobId, BTreeSet<TaskIndex>> = BTreeMap::new();
         for (id, _) in &self.attempts {
             live.entry(id.job).or_default().insert(id.task);
         }
         for (id, job) in &mut self.jobs {
-            mend_tasks(*id, job, live.get(id).unwrap_or(&BTreeSet::new()), &mut said);
+            mend_tasks(*id, job, live.get(id).unwrap_or(&BTreeSet::new()), now, &mut said);
         }
-        self.mend_counters();
         said
     }
 
@@ -89,19 +90,50 @@ impl Image {
         }
     }
 
+    /// A host whose node is gone is there all the same, and counts: it has to join again, as one that boots.
+    fn mend_hosts(&mut self, now: Timestamp, said: &mut Vec<String>) {
+        let known: BTreeSet<NodeId> = self.nodes.iter().map(|(id, _)| *id).collect();
+        for (name, pool) in &mut self.pools {
+            pool.hosts.retain(|host, state| match state {
+                Host::Joined(node) if !known.contains(node) => {
+                    said.push(format!(
+                        "pool {name}: node {node} of its host {} is gone, so it has to join again",
+                        host.0
+                    ));
+                    *state = Host::Requested(now);
+                    true
+                }
+                Host::Waking { node, .. } if !known.contains(node) => {
+                    said.push(format!("pool {name}: node {node}, which is being woken, is gone, so it is not"));
+                    false
+                }
+                Host::Deleting { node: node @ Some(_), .. } if node.is_some_and(|node| !known.contains(&node)) => {
+                    said.push(format!("pool {name}: the node of its host {}, which is being ended, is gone", host.0));
+                    *node = None;
+                    true
+                }
+                Host::Requested(_) | Host::Joined(_) | Host::Waking { .. } | Host::Deleting { .. } => true,
+            });
+        }
+    }
+
     /// Numbers that were given out are not given out again.
     fn mend_counters(&mut self) {
-        if let Some((last, _)) = self.jobs.iter().max_by_key(|(id, _)| *id) {
+        let of_attempts = self.attempts.iter().map(|(id, _)| id.job);
+        if let Some(last) = self.jobs.iter().map(|(id, _)| *id).chain(of_attempts).max() {
             self.meta.next_job = self.meta.next_job.max(last.next());
         }
-        if let Some((last, _)) = self.nodes.iter().max_by_key(|(id, _)| *id) {
+        let of_attempts = self.attempts.iter().map(|(_, attempt)| attempt.node);
+        if let Some(last) = self.nodes.iter().map(|(id, _)| *id).chain(of_attempts).max() {
             self.meta.next_node = self.meta.next_node.max(last.next());
         }
-        let hosts = self.pools.iter().flat_map(|(_, pool)| pool.hosts.keys());
-        if let Some(last) = hosts.max() {
+        let of_nodes = self.nodes.iter().filter_map(|(_, node)| node.host);
+        if let Some(last) = self.pools.iter().flat_map(|(_, pool)| pool.hosts.keys().copied()).chain(of_nodes).max() {
             self.meta.next_host = self.meta.next_host.max(last.next());
         }
-        let rollings = self.nodes.iter().filter_map(|(_, node)| node.rolling).chain(self.meta.rollings.keys().copied());
+        let wait_or_drain =
+            |(_, node): &(NodeId, NodeRecord)| [node.rolling, node.drain().and_then(|drain| drain.rolling)];
+        let rollings = self.nodes.iter().flat_map(wait_or_drain).flatten().chain(self.meta.rollings.keys().copied());
         if let Some(last) = rollings.max() {
             self.meta.next_rolling = self.meta.next_rolling.max(last.next());
         }
@@ -110,44 +142,51 @@ impl Image {
     }
 }
 
-/// Each task is in exactly one place: it has ended, or is live, or waits.
-fn mend_tasks(id: JobId, job: &mut JobRecord, live: &BTreeSet<TaskIndex>, said: &mut Vec<String>) {
+/// Each task is in exactly one place: it has ended, or is live, or is held, or waits.
+fn mend_tasks(id: JobId, job: &mut JobRecord, live: &BTreeSet<TaskIndex>, now: Timestamp, said: &mut Vec<String>) {
     let counted: u64 = job.ended.values().map(|tasks| u64::from(tasks.len())).sum::<u64>()
         + u64::from(job.waiting.len())
-        + job.delayed.len() as u64
-        + live.len() as u64;
-    let elsewhere = |task: &TaskIndex| job.waiting.contains(*task) || job.end_of(*task).is_some();
+        + (job.delayed.len() + job.held.len() + live.len()) as u64;
+    let delayed: BTreeSet<TaskIndex> = job.delayed.iter().map(|(_, task)| *task).collect();
+    let elsewhere = |task: &TaskIndex| {
+        job.waiting.contains(*task) || delayed.contains(task) || job.held.contains(task) || job.end_of(*task).is_some()
+    };
     if counted == u64::from(job.spec.tasks) && !live.iter().any(elsewhere) {
         return;
     }
-    let delayed: BTreeSet<TaskIndex> = job.delayed.iter().map(|(_, task)| *task).collect();
-    let (mut waiting, mut lost) = (0u32, 0u32);
+    let (mut again, mut over) = (0u32, 0u32);
     for task in 0..job.spec.tasks {
-        if live.contains(&task) || job.end_of(task).is_some() {
-            job.waiting.remove(task);
-            job.delayed.retain(|(_, other)| *other != task);
-            if live.contains(&task) {
-                for tasks in job.ended.values_mut() {
-                    tasks.remove(task);
-                }
+        if live.contains(&task) {
+            for tasks in job.ended.values_mut() {
+                tasks.remove(task);
             }
-        } else if !job.waiting.contains(task) && !delayed.contains(&task) {
-            // It was live, and its attempt is gone.
-            if job.spec.delivery == Delivery::AtMostOnce {
-                job.ended.entry(End::SpawnerLost.summary()).or_default().insert(task);
-                lost += 1;
-            } else {
-                job.waiting.insert(task);
-                waiting += 1;
+            job.held.remove(&task);
+            unqueue(job, task);
+        } else if job.end_of(task).is_some() {
+            job.held.remove(&task);
+            unqueue(job, task);
+        } else if job.held.contains(&task) {
+            unqueue(job, task);
+        } else if delayed.contains(&task) {
+            job.waiting.remove(task);
+        } else if !job.waiting.contains(task) {
+            match job.lose_attempt(task, now) {
+                Next::Ended => over += 1,
+                Next::Waiting | Next::Delayed(_) | Next::Held => again += 1,
             }
         }
     }
-    if !job.waiting.is_empty() || !job.delayed.is_empty() || !live.is_empty() {
+    if !job.waiting.is_empty() || !job.delayed.is_empty() || !job.held.is_empty() || !live.is_empty() {
         job.finished = None;
     } else if job.finished.is_none() {
-        job.finished = Some(job.submitted);
+        job.finished = Some(now);
     }
-    said.push(format!("job {id}: {waiting} of its tasks wait again and {lost} have ended, their attempts being gone"));
+    said.push(format!("job {id}: {again} of its tasks wait again and {over} have ended, their attempts being gone"));
+}
+
+fn unqueue(job: &mut JobRecord, task: TaskIndex) {
+    job.waiting.remove(task);
+    job.delayed.retain(|(_, other)| *other != task);
 }
 
 #[cfg(test)]
@@ -157,11 +196,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        fleet::Fleet,
-        ids::{Actor, Incarnation, Term},
-        invariants, limits,
+        event::Event,
+        fleet::{Fleet, Output},
+        ids::{Actor, HostRequestId, Incarnation, PoolName, Term},
+        invariants, lease, limits,
+        policy::{HostTemplate, PoolPolicy, ProviderKind},
+        pool::PoolRecord,
         range_set::RangeSet,
-        spec::{JobSpec, OnDrain, Retries},
+        spec::{Delivery, JobSpec, OnDrain, Retries},
     };
 
     fn job(delivery: Delivery) -> JobRecord {
@@ -202,7 +244,7 @@ mod tests {
     fn what_is_whole_is_left_alone() {
         let mut image = Image { jobs: Vec::from([(JobId(1024), job(Delivery::AtLeastOnce))]), ..Image::default() };
         image.meta.next_job = JobId(1025);
-        assert_eq!(image.mend(), Vec::<String>::new());
+        assert_eq!(image.mend(Timestamp(5)), Vec::<String>::new());
         assert_eq!(image.jobs, [(JobId(1024), job(Delivery::AtLeastOnce))]);
     }
 
@@ -217,15 +259,71 @@ mod tests {
             attempts: Vec::from([attempt(1024, 0, 7), attempt(1099, 0, 7)]),
             ..Image::default()
         };
-        let said = image.mend();
+        let said = image.mend(Timestamp(5));
         assert_eq!(said.len(), 5, "{said:#?}");
         assert!(image.attempts.is_empty());
         assert_eq!(image.jobs[0].1.waiting, RangeSet::from_range(0..4));
         assert_eq!(image.jobs[1].1.waiting, RangeSet::from_range(2..4));
         assert_eq!(image.jobs[1].1.end_of(0), Some("spawner_lost"), "it never starts twice");
         assert_ne!(image.jobs[1].1.key, "key");
-        assert_eq!(image.meta.next_job, JobId(1031));
+        assert_eq!(image.meta.next_job, JobId(1100), "an attempt that is dropped had a job");
         let fleet = Fleet::restore(image).expect("it agrees with itself");
         assert_eq!(invariants::check(&fleet), Ok(()));
+    }
+
+    #[test]
+    fn held_tasks_stay_held_and_exclusive_ones_wait_for_the_lease_that_nobody_knows() {
+        let (mut poison, mut exclusive, mut cancelled) =
+            (job(Delivery::AtLeastOnce), job(Delivery::Exclusive), job(Delivery::AtLeastOnce));
+        poison.waiting = RangeSet::from_range(1..4);
+        poison.held = BTreeSet::from([0]);
+        exclusive.waiting = RangeSet::from_range(1..4);
+        exclusive.key = "other".into();
+        cancelled.waiting = RangeSet::default();
+        cancelled.ended = BTreeMap::from([("cancelled".into(), RangeSet::from_range(1..4))]);
+        cancelled.cancelled_by = Some((Actor("ana".into()), "no".into()));
+        cancelled.key = "third".into();
+        let mut image = Image {
+            jobs: Vec::from([(JobId(1024), poison), (JobId(1025), exclusive), (JobId(1026), cancelled)]),
+            ..Image::default()
+        };
+        let said = image.mend(Timestamp(50));
+        assert_eq!(said.len(), 2, "the one with a held task is whole: {said:#?}");
+        let fleet = {
+            let mut fleet = Fleet::restore(image).expect("it agrees with itself");
+            let mut out = Output::default();
+            fleet.apply(Event::Led { term: Term(3) }, Timestamp(60), &mut out);
+            fleet
+        };
+        assert_eq!(invariants::check(&fleet), Ok(()));
+        let job = |id| fleet.job(JobId(id)).expect("it is there");
+        assert_eq!(job(1024).held, BTreeSet::from([0]));
+        let lease = lease::ended_here(Timestamp(60));
+        assert_eq!(job(1025).delayed, BTreeSet::from([(lease, 0)]), "its attempt may run until then");
+        assert_eq!(job(1025).numbers_used(0), 1, "a number that was given out is not given out again");
+        assert_eq!((job(1026).end_of(0), job(1026).finished), (Some("cancelled"), Some(Timestamp(50))));
+    }
+
+    #[test]
+    fn hosts_whose_nodes_are_gone_count_and_have_to_join_again() {
+        let gone = NodeId(7);
+        let states = [
+            Host::Joined(gone),
+            Host::Waking { node: gone, since: Timestamp(1), told: Timestamp(1) },
+            Host::Deleting { node: Some(gone), told: Timestamp(2), since: None },
+            Host::Requested(Timestamp(3)),
+        ];
+        let name = PoolName("spot".into());
+        let host = HostTemplate { cpu_milli: 1, memory_bytes: 1, disk_bytes: 1, labels: BTreeMap::new() };
+        let policy = PoolPolicy::fixed(name.clone(), ProviderKind::Exec, 0, 4, host);
+        let hosts = (1..).map(HostRequestId).zip(states).collect();
+        let pool = PoolRecord { hosts, ..PoolRecord::new(policy) };
+        let mut image = Image { pools: Vec::from([(name, pool)]), ..Image::default() };
+        assert_eq!(image.mend(Timestamp(50)).len(), 3);
+        let hosts: Vec<_> = image.pools[0].1.hosts.iter().map(|(host, state)| (host.0, *state)).collect();
+        let deleting = Host::Deleting { node: None, told: Timestamp(2), since: None };
+        let expected = [(1, Host::Requested(Timestamp(50))), (3, deleting), (4, Host::Requested(Timestamp(3)))];
+        assert_eq!(hosts, expected);
+        assert_eq!(image.meta.next_host, HostRequestId(5));
     }
 }
