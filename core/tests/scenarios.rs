@@ -143,6 +143,7 @@ impl World {
         let first = words.plain.get(1).copied().unwrap_or("");
         match words.plain[0] {
             "wait" => self.wait(seconds(first)),
+            "keep" => self.keep(seconds(first), &words.plain[2..]),
             "stopped" => {
                 // The coordinator itself does not run; then it looks once.
                 self.now = self.now + seconds(first);
@@ -293,6 +294,20 @@ impl World {
             }
             other => panic!("no such command: {other}"),
         }
+    }
+
+    /// Time passes, and these nodes are heard all the while; their leases are not shown.
+    fn keep(&mut self, span: Millis, names: &[&str]) -> Vec<String> {
+        let until = self.now + span;
+        let mut lines = Vec::new();
+        while self.now < until {
+            lines.extend(self.wait(limits::HEARTBEAT_INTERVAL.min(until.since(self.now))));
+            for name in names {
+                let beat = self.command(&format!("heartbeat {name}"));
+                lines.extend(beat.into_iter().filter(|line| !line.contains("<- lease")));
+            }
+        }
+        lines
     }
 
     /// Time passes in the steps that the fleet itself asks for.
