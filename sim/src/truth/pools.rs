@@ -71,7 +71,10 @@ impl Providers {
             }
         }
         for effect in &out.effects {
-            if let Effect::DeleteHost { pool, host, .. } = effect {
+            // What was said of it in the same batch may have come after that order.
+            if let Effect::DeleteHost { pool, host, .. } = effect
+                && matches!(fleet.pool(pool).and_then(|pool| pool.hosts.get(host)), Some(Host::Deleting { .. }))
+            {
                 self.told.entry((pool.clone(), *host)).or_insert(now);
             }
         }
