@@ -86,6 +86,14 @@ pub enum Action {
     HostEnds { pool: PoolName, host: HostRequestId },
 }
 
+/// What happens next.
+pub struct Due {
+    pub at: Timestamp,
+    /// When it was asked, among all.
+    order: u64,
+    pub action: Action,
+}
+
 /// All that is still to happen.
 #[derive(Default)]
 pub struct Agenda {
@@ -99,17 +107,26 @@ pub struct Agenda {
 impl Agenda {
     pub fn at(&mut self, at: Timestamp, action: Action) {
         self.order += 1;
+        self.put(at, self.order, action);
+    }
+
+    /// Later than it was due, and before all that was asked after it: what waits together keeps its order.
+    pub fn put_off(&mut self, until: Timestamp, due: Due) {
+        self.put(until, due.order, due.action);
+    }
+
+    fn put(&mut self, at: Timestamp, order: u64, action: Action) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.actions.push(None);
             self.actions.len() - 1
         });
         self.actions[slot] = Some(action);
-        self.heap.push(Reverse((at, self.order, slot)));
+        self.heap.push(Reverse((at, order, slot)));
     }
 
-    pub fn next(&mut self) -> Option<(Timestamp, Action)> {
-        let Reverse((at, _, slot)) = self.heap.pop()?;
+    pub fn next(&mut self) -> Option<Due> {
+        let Reverse((at, order, slot)) = self.heap.pop()?;
         self.free.push(slot);
-        self.actions[slot].take().map(|action| (at, action))
+        self.actions[slot].take().map(|action| Due { at, order, action })
     }
 }

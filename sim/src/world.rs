@@ -148,20 +148,21 @@ impl World {
     fn play(&mut self) -> Result<(), Violation> {
         self.begin();
         while self.stage != Stage::Done {
-            let Some((at, action)) = self.agenda.next() else {
+            let Some(due) = self.agenda.next() else {
                 return Err(Violation::new("liveness", "nothing is left to happen, and work is open".into()));
             };
-            self.busy = if at > self.now { 0 } else { self.busy + 1 };
+            self.busy = if due.at > self.now { 0 } else { self.busy + 1 };
             if self.busy > BUSY_MAX {
-                return Err(Violation::new(
-                    "liveness",
-                    format!("{BUSY_MAX} steps, and no time has passed: {action:?}"),
-                ));
+                let what = format!("{BUSY_MAX} steps, and no time has passed: {:?}", due.action);
+                return Err(Violation::new("liveness", what));
             }
-            self.now = self.now.max(at);
+            self.now = self.now.max(due.at);
             self.steps += 1;
-            self.trace.action(self.now.since(START), &action);
-            self.act(action)?;
+            self.trace.action(self.now.since(START), &due.action);
+            match self.waits_for(&due.action) {
+                Some(until) => self.agenda.put_off(until, due),
+                None => self.act(due.action)?,
+            }
             if self.is_healed() {
                 self.finish()?;
             }
@@ -302,10 +303,6 @@ impl World {
     }
 
     fn act(&mut self, action: Action) -> Result<(), Violation> {
-        if let Some(until) = self.waits_for(&action) {
-            self.at(until, action);
-            return Ok(());
-        }
         match action {
             Action::MemberStarts { member } => self.start_member(member),
             Action::MemberWakes { member, life } => self.wake(member, life),
