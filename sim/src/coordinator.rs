@@ -30,6 +30,8 @@ pub struct Member {
 
     /// A commit takes until then.
     busy_until: Timestamp,
+    /// What the last batch asks for is not carried out yet: the next one waits.
+    is_acting: bool,
     /// It does not reach the store before then.
     pub cut_from_store: Timestamp,
     /// What came while it could not look.
@@ -98,6 +100,7 @@ impl Member {
             wall_offset: 0,
             paused_until: Timestamp(0),
             busy_until: Timestamp(0),
+            is_acting: false,
             cut_from_store: Timestamp(0),
             inbox: Vec::new(),
             wakes_at: None,
@@ -169,7 +172,7 @@ impl World {
         known.role = Role::Standby;
         known.clock.base = Timestamp(wall.max(last.0 + 1));
         known.clock.from = self.now;
-        known.busy_until = self.now;
+        (known.busy_until, known.is_acting) = (self.now, false);
         known.wakes_at = None;
         known.inbox.clear();
         known.shown = NodeId(0);
@@ -274,6 +277,7 @@ impl World {
         self.close_streams_of(member);
         let known = &mut self.members[member];
         known.role = Role::Standby;
+        known.is_acting = false;
         known.inbox.clear();
         known.life += 1;
         known.seen = (u64::MAX, 0);
@@ -340,9 +344,9 @@ impl World {
             return Ok(());
         }
         let free = known.paused_until.max(known.busy_until);
-        if free > self.now {
+        if free > self.now || known.is_acting {
             known.inbox.extend(events);
-            self.wake_member(member, free);
+            self.wake_member(member, free.max(self.now));
             return Ok(());
         }
         // What came before comes first.
@@ -373,6 +377,10 @@ impl World {
         let free = known.paused_until.max(known.busy_until);
         if free > self.now {
             self.wake_member(member, free);
+            return Ok(());
+        }
+        if known.is_acting {
+            // Woken again as soon as that is done.
             return Ok(());
         }
         let mut events = std::mem::take(&mut known.inbox);
@@ -491,12 +499,10 @@ impl World {
         }
         if at > self.now {
             let known = &mut self.members[member];
-            known.busy_until = at;
+            (known.busy_until, known.is_acting) = (at, true);
             self.at(at, Action::Effects { member, life, effects });
         } else {
-            for effect in effects {
-                self.carry_out(member, effect)?;
-            }
+            self.carry_out_all(member, effects)?;
         }
         if let Some(due) = self.members[member].fleet().and_then(Fleet::next_wake) {
             let due = self.members[member].clock.when(due).max(self.now).max(at);
@@ -505,13 +511,21 @@ impl World {
         Ok(())
     }
 
+    /// What is answered to one of them may bring the next call: it waits until all are out, in their order.
+    fn carry_out_all(&mut self, member: usize, effects: Vec<Effect>) -> Result<(), Violation> {
+        self.members[member].is_acting = true;
+        for effect in effects {
+            self.carry_out(member, effect)?;
+        }
+        self.members[member].is_acting = false;
+        Ok(())
+    }
+
     pub(crate) fn carry_out_late(&mut self, member: usize, life: u64, effects: Vec<Effect>) -> Result<(), Violation> {
         if self.members[member].life != life {
             return Ok(());
         }
-        for effect in effects {
-            self.carry_out(member, effect)?;
-        }
+        self.carry_out_all(member, effects)?;
         let at = self.now;
         self.wake_member(member, at);
         Ok(())
