@@ -245,7 +245,7 @@ impl Fleet {
     pub(super) fn is_being_deleted(&self, id: NodeId, closed_for: Revision) -> bool {
         let duty = self.nodes.get(&id).map(|node| &node.record.duty);
         let waits = matches!(duty, Some(Duty::Stopping { drain, .. }) if drain.revision == closed_for);
-        matches!(self.host_of(id), Some(Host::Deleting { .. })) && !waits
+        self.has_deletion(id) && !waits
     }
 
     pub(super) fn drain_refused(
@@ -276,6 +276,14 @@ impl Fleet {
         let node = self.nodes.get(&id).ok_or(Denied::UnknownNode(id))?;
         match &node.record.duty {
             Duty::Eligible | Duty::Cordoned(_) => self.leave_rolling(id, &reason, Some(&actor), now, out),
+            Duty::Draining(_) | Duty::Drained { .. } if self.has_deletion(id) => {
+                return Err(Denied::NodeState {
+                    node: node.record.name.clone(),
+                    state: String::from("being deleted"),
+                    asked: "resume",
+                    advice: "its provider was told to end the host; it is back if the provider fails to",
+                });
+            }
             Duty::Draining(_) | Duty::Drained { .. } => {
                 self.leave_rolling(id, &reason, Some(&actor), now, out);
                 record(out, now, Subject::Node(id), "resumed", reason, Some(&actor));
@@ -293,8 +301,16 @@ impl Fleet {
         Ok(Reply::NodeChanged)
     }
 
-    /// Back to the duty from before the drain.
+    fn has_deletion(&self, id: NodeId) -> bool {
+        matches!(self.host_of(id), Some(Host::Deleting { .. }))
+    }
+
+    /// Back to the duty from before the drain, unless its host goes under it: a copy of the one that proved itself
+    /// empty drains again, and whatever would end that drain must not bring work to it (FL-7).
     pub(super) fn restore_duty(&mut self, id: NodeId, out: &mut Output) {
+        if self.has_deletion(id) {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(drain) = node.record.drain() else { return };
         let (before, revision): (Option<Mark>, Revision) = (drain.cordon_before.clone(), drain.revision);
