@@ -89,9 +89,9 @@ impl World {
         if self.now < self.provider.silent_until {
             return;
         }
-        if self.occurs(Fault::ProviderSilent, 150) {
-            // One call that is lost, or none answered for a while.
-            let span = if self.rng.chance(200) { self.rng.between(60_000, 180_000) } else { 0 };
+        if self.occurs(Fault::ProviderSilent, 200) {
+            // One call that is lost, or none answered for a while: longer than the fleet takes for silence.
+            let span = if self.rng.chance(500) { self.rng.between(80_000, 240_000) } else { 0 };
             self.provider.silent_until = self.now + Millis(span);
             return;
         }
