@@ -355,6 +355,26 @@ fn a_host_whose_opening_is_still_being_written_is_not_closed() {
 }
 
 #[test]
+fn only_the_newest_question_is_answered_and_only_its_release_is_obeyed() {
+    let mut world = World::new();
+    let (older, newer) = (Revision(7), Revision(8));
+    let ask = |revision| HostEvent::DrainAsked { revision, refusable: false };
+    let listed = || HostEvent::SpawnerListed { spawner: SPAWNER, held: Vec::new() };
+    let release = |revision| HostEvent::ReleaseOrdered { revision, then: DrainThen::Stop };
+    let _ = world.tell(ask(older));
+    assert_eq!(world.tell(HostEvent::ClosurePersisted { revision: Some(older) }), [HostEffect::ListSpawner]);
+    // Asked anew while the list is under way: what it says is not said of a closure that is not on disk yet.
+    assert_eq!(world.tell(ask(newer)), [HostEffect::PersistClosure { revision: Some(newer) }]);
+    assert_eq!(world.tell(listed()), []);
+    assert_eq!(world.tell(release(newer)), [], "it is not closed for that on disk");
+    let proved = [HostEffect::ProveDrained { revision: newer }];
+    assert_eq!(world.tell(HostEvent::ClosurePersisted { revision: Some(newer) }), proved);
+    assert_eq!(world.tell(ask(older)), []);
+    assert_eq!(world.tell(release(older)), [], "it is out of date");
+    assert_eq!(world.tell(release(newer)), [HostEffect::Release { then: DrainThen::Stop }]);
+}
+
+#[test]
 fn a_scale_in_drain_is_refused_while_work_is_held() {
     let mut world = World::new();
     let _ = world.order(0);
