@@ -96,11 +96,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// What could not be done, and with which path.
+fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { what, path, source }
+}
+
 fn run(options: &Options) -> Result<(), Error> {
-    let io = |what, path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::Io { what, path, source }
-    };
     let mut policy = options.config.as_deref().map(Policy::load).transpose()?.unwrap_or_default();
     if let Some(uids) = &options.uids {
         let (first, last) = uids
@@ -144,10 +146,6 @@ fn keep(
     held: Option<Held>,
     signals: SignalFd,
 ) -> Result<Farewell, Error> {
-    let io = |what, path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::Io { what, path, source }
-    };
     if let Some(cgroups) = &mut cgroups {
         cgroups.limit_io(policy.io_read_bytes_per_second, policy.io_write_bytes_per_second);
     }
