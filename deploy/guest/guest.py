@@ -109,19 +109,9 @@ class Guest:
 
     def _boot(self):
         path = self.work / "control.sock"
-        # KVM is not asked for: nested or software KVM boots a stock kernel badly or not at all, TCG always does.
-        # Each of the first two becomes the next by exec, so the process that we hold is QEMU, and it dies with us.
-        command = [
-            "setpriv", "--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64", "-M", "q35",
-            "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem", "-smp", "2", "-m", "1024",
-            "-display", "none", "-monitor", "none", "-no-reboot",
-            "-serial", f"file:{self.console}", "-serial", f"unix:{path},server=on,wait=off",
-            "-kernel", self.work / "vmlinuz", "-initrd", self.work / "initrd",
-            "-append", "console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=0 net.ifnames=0 "
-            "panic=-1 mitigations=off tsc=reliable systemd.journald.forward_to_console=1",
-            "-drive", f"file={self.disk},format=raw,if=virtio,file.locking=off",
-            "-netdev", f"user,id=n0{self.forward}", "-device", "virtio-net-pci,netdev=n0", *self.extra,
-        ]
+        command = qemu(
+            self.work, self.disk, self.console, "systemd.journald.forward_to_console=1", cores=2, tb_mib=512,
+            forward=self.forward, extra=["-serial", f"unix:{path},server=on,wait=off", *self.extra])
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=self.work)
         deadline = time.monotonic() + BOOT_SECONDS
         self.control = socket.socket(socket.AF_UNIX)
@@ -181,6 +171,22 @@ class Guest:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise GuestError(f"the guest did not power off within {timeout} s") from None
+
+
+def qemu(image, disk, console, kernel="", *, cores=1, tb_mib=256, forward="", card="", extra=()):
+    """The command that boots a disk with the kernel of an image's folder, and ends when the guest powers itself off."""
+    # KVM is not asked for: nested or software KVM boots a stock kernel badly or not at all, TCG always does.
+    # Each of the first two becomes the next by exec, so the process that we hold is QEMU, and it dies with us.
+    return [
+        "setpriv", "--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64", "-M", "q35",
+        "-accel", f"tcg,thread=multi,tb-size={tb_mib}", "-cpu", "Nehalem", "-smp", str(cores), "-m", "1024",
+        "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{console}",
+        "-kernel", image / "vmlinuz", "-initrd", image / "initrd",
+        "-append", "console=ttyS0 root=/dev/vda rw quiet loglevel=3 systemd.show_status=0 net.ifnames=0 "
+        f"panic=-1 mitigations=off tsc=reliable {kernel}".rstrip(),
+        "-drive", f"file={disk},format=raw,if=virtio,file.locking=off",
+        "-netdev", f"user,id=n0{forward}", "-device", f"virtio-net-pci,netdev=n0{card}", *extra,
+    ]
 
 
 def enable(root, unit):
