@@ -185,6 +185,15 @@ impl Host {
             Self::Requested(_) | Self::Joined(_) | Self::Deleting { .. } => None,
         }
     }
+
+    /// Whether the order to delete it is of this very batch, and so not sent yet.
+    #[must_use]
+    pub fn is_untold(&self, now: Timestamp) -> bool {
+        match self {
+            Self::Deleting { told, .. } => *told == now,
+            Self::Requested(_) | Self::Joined(_) | Self::Waking { .. } => false,
+        }
+    }
 }
 
 /// What a provider says of deleting a host.

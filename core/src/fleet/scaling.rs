@@ -281,6 +281,11 @@ impl Fleet {
 
     pub(super) fn host_gone(&mut self, name: &PoolName, host: HostRequestId, now: Timestamp, out: &mut Output) {
         let Some(pool) = self.pools.get_mut(name) else { return };
+        // What is told before the order to delete it is sent is not its answer: forgotten now, the host would come
+        // back with a new hello, get work, and the order would end both. The answer to the order says it again.
+        if pool.record.hosts.get(&host).is_some_and(|state| state.is_untold(now)) {
+            return;
+        }
         // Should it speak all the same, what was said of it before is out of date.
         pool.preflights.remove(&host);
         if pool.record.hosts.remove(&host).is_none() {
@@ -321,9 +326,10 @@ impl Fleet {
         out: &mut Output,
     ) {
         let Some(pool) = self.pools.get_mut(name) else { return };
-        let Some(Host::Deleting { node: Some(node), told, .. }) = pool.record.hosts.get(&host).copied() else { return };
-        // The order of this very batch is still to be sent: this speaks of an earlier one.
-        if told == now {
+        let Some(state) = pool.record.hosts.get(&host).copied() else { return };
+        let Host::Deleting { node: Some(node), .. } = state else { return };
+        // This speaks of an earlier order.
+        if state.is_untold(now) {
             return;
         }
         pool.record.hosts.insert(host, Host::Joined(node));
@@ -346,19 +352,25 @@ mod tests {
     };
 
     #[test]
-    fn a_failed_deletion_that_is_told_before_the_order_is_sent_is_of_an_earlier_one() {
+    fn what_is_told_of_a_deletion_before_its_order_is_sent_is_of_an_earlier_one() {
         let (name, host) = (PoolName("spot".into()), HostRequestId(1));
         let template = HostTemplate { cpu_milli: 1, memory_bytes: 1, disk_bytes: 1, labels: BTreeMap::new() };
         let policy = PoolPolicy::fixed(name.clone(), ProviderKind::Exec, 0, 1, template);
         let deleting = Host::Deleting { node: Some(NodeId(7)), told: Timestamp(50), since: None };
         let pool = PoolRecord { hosts: BTreeMap::from([(host, deleting)]), ..PoolRecord::new(policy) };
-        let image = Image { pools: Vec::from([(name.clone(), pool)]), ..Image::default() };
-        let mut fleet = Fleet::restore(image).expect("it agrees with itself");
+        let restored = || {
+            let image = Image { pools: Vec::from([(name.clone(), pool.clone())]), ..Image::default() };
+            Fleet::restore(image).expect("it agrees with itself")
+        };
+        let gone = || Event::HostGone { pool: name.clone(), host };
         let failed = || Event::HostDeleteFailed { pool: name.clone(), host, reason: "busy".into() };
         let state = |fleet: &Fleet| fleet.pool(&name).and_then(|pool| pool.hosts.get(&host).copied());
-        fleet.apply(failed(), Timestamp(50), &mut Output::default());
-        assert_eq!(state(&fleet), Some(deleting));
-        fleet.apply(failed(), Timestamp(51), &mut Output::default());
-        assert_eq!(state(&fleet), Some(Host::Joined(NodeId(7))));
+        for (told, then) in [(failed(), Some(Host::Joined(NodeId(7)))), (gone(), None)] {
+            let mut fleet = restored();
+            fleet.apply(told.clone(), Timestamp(50), &mut Output::default());
+            assert_eq!(state(&fleet), Some(deleting));
+            fleet.apply(told, Timestamp(51), &mut Output::default());
+            assert_eq!(state(&fleet), then);
+        }
     }
 }
