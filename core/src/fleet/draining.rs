@@ -418,3 +418,55 @@ pub(super) fn join(old: &DrainOrder, new: DrainOrder) -> DrainOrder {
         ..new
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fleet::session::new_record, ids::PoolName};
+
+    fn order(actor: &str, then: DrainThen, deadline: Option<u64>, refusable: bool) -> DrainOrder {
+        let deadline = deadline.map(Timestamp);
+        DrainOrder { deadline, then, refusable, actor: Actor(actor.into()), reason: String::from("because") }
+    }
+
+    #[test]
+    fn two_drains_are_the_stricter_one() {
+        let scaler = |deadline| order("scaler", DrainThen::Delete, deadline, true);
+        let person = |deadline| order("ana", DrainThen::Nothing, deadline, false);
+        let joined = |deadline, refusable| order("ana", DrainThen::Delete, deadline, refusable);
+        assert_eq!(join(&scaler(None), person(Some(9))), joined(Some(9), false));
+        assert_eq!(join(&scaler(Some(5)), person(Some(9))), joined(Some(5), false));
+        assert_eq!(join(&scaler(Some(9)), person(Some(5))), joined(Some(5), false));
+        assert_eq!(join(&scaler(Some(9)), person(None)), joined(Some(9), false));
+        assert!(join(&scaler(None), scaler(None)).refusable);
+        assert!(!join(&person(None), scaler(None)).refusable, "what a person asked for stays asked for");
+    }
+
+    #[test]
+    fn a_lost_host_is_given_back_unless_a_person_set_it_aside() {
+        let record = new_record("web-01".into(), PoolName("spot".into()), None, [7; 32], Timestamp(1));
+        let given_back = |duty: Duty| may_be_given_back(&NodeRecord { duty, ..record.clone() });
+        let by = |actor: &str, then| {
+            let drain = Drain {
+                order: order(actor, then, None, false),
+                revision: Revision(1),
+                requested: Timestamp(1),
+                cordon_before: None,
+                rolling: None,
+            };
+            [Duty::Draining(drain.clone()), Duty::Drained { drain: drain.clone(), proved: Timestamp(2) }]
+        };
+        assert!(given_back(Duty::Eligible));
+        for (actor, then, expected) in [
+            ("ana", DrainThen::Nothing, false),
+            ("ana", DrainThen::Stop, false),
+            ("ana", DrainThen::Delete, true),
+            ("host web-01", DrainThen::Nothing, true),
+            ("host web-02", DrainThen::Nothing, false),
+        ] {
+            for duty in by(actor, then) {
+                assert_eq!(given_back(duty.clone()), expected, "{duty:?}");
+            }
+        }
+    }
+}

@@ -509,7 +509,13 @@ fn second_claimant(node: &Node, hello: &Hello, now: Timestamp) -> Option<String>
     })
 }
 
-fn new_record(name: String, pool: PoolName, host: Option<HostRequestId>, key: [u8; 32], now: Timestamp) -> NodeRecord {
+pub(super) fn new_record(
+    name: String,
+    pool: PoolName,
+    host: Option<HostRequestId>,
+    key: [u8; 32],
+    now: Timestamp,
+) -> NodeRecord {
     NodeRecord {
         name,
         pool,
