@@ -105,6 +105,9 @@ impl End {
     }
 }
 
+/// Steps of a start that fail by what the job asked for.
+const JOBS_OWN_STEPS: [&str; 5] = ["exec", "working_folder", "inputs", "note", "order"];
+
 impl End {
     /// The host, or its spawner, was lost while the attempt ran: by chance, or through it.
     #[must_use]
@@ -126,12 +129,13 @@ impl End {
         }
     }
 
-    /// Speaks against the host too, whoever pays for the retry. A program that cannot be
-    /// executed is its job's own fault; every other step of a start is the host's.
+    /// Speaks against the host too, whoever pays for the retry. A program that cannot be executed, a working folder
+    /// that is not there, inputs that do not fit or do not go together, and an order that is too long for a host are
+    /// their job's own fault, which would fail on every host alike; every other step of a start is the host's.
     #[must_use]
     pub fn speaks_against_the_host(&self) -> bool {
         match self {
-            Self::StartFailed { step, .. } => step != "exec",
+            Self::StartFailed { step, .. } => !JOBS_OWN_STEPS.contains(&step.as_str()),
             other => other.blame() == Blame::Node,
         }
     }

@@ -107,6 +107,7 @@ fn end(text: &str) -> End {
         "spawner_lost" => End::SpawnerLost,
         "node_lost" => End::NodeLost(NodeLoss::Silent),
         "start_failed" => End::StartFailed { step: "mount.root".into(), errno: 5 },
+        "no_folder" => End::StartFailed { step: "working_folder".into(), errno: 2 },
         other => End::Exited(other.strip_prefix("exit:").expect("an end").parse().expect("an exit code")),
     }
 }
