@@ -280,7 +280,11 @@ impl SimHost {
     fn list(&self) -> HostEvent {
         let held = self.sandboxes.values().map(|sandbox| Adopted {
             order: sandbox.order,
-            phase: sandbox.verdict.clone().map_or(AdoptedPhase::Running, AdoptedPhase::Ended),
+            phase: match (&sandbox.verdict, sandbox.stopping) {
+                (Some(verdict), _) => AdoptedPhase::Ended(verdict.clone()),
+                (None, Some(_)) => AdoptedPhase::Stopping,
+                (None, None) => AdoptedPhase::Running,
+            },
             stopping: sandbox.stopping,
         });
         HostEvent::SpawnerListed { spawner: self.spawner_id(), held: held.collect() }
@@ -354,7 +358,8 @@ impl World {
     /// FL-1: a cancel that was answered is not lost with the connection that was to carry it.
     fn check_stops_told(&self, host: usize) -> Result<(), Violation> {
         let known = &self.hosts[host];
-        let runs = |attempt| known.sandboxes.get(&attempt).is_some_and(|sandbox| sandbox.verdict.is_none());
+        let goes_on = |sandbox: &Sandbox| sandbox.verdict.is_none() && sandbox.stopping.is_none();
+        let runs = |attempt| known.sandboxes.get(&attempt).is_some_and(goes_on);
         let held = known.agent.iter().flat_map(Host::held);
         let mut stopping = held.filter(|held| held.phase == HeldPhase::Stopping && runs(held.attempt));
         match stopping.find(|held| !known.told_to_stop.contains(&held.attempt)) {

@@ -94,9 +94,13 @@ impl Supervisor {
             job.pipes = Pipes::Asked;
         }
         let phase = match phase {
-            Phase::Running(running) | Phase::Stopping(running) => {
+            Phase::Running(running) => {
                 job.running = Some(running);
                 AdoptedPhase::Running
+            }
+            Phase::Stopping(running) => {
+                job.running = Some(running);
+                AdoptedPhase::Stopping
             }
             Phase::Ended(ended) => {
                 let verdict = order::verdict_of(&ended.verdict);

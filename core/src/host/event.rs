@@ -146,8 +146,10 @@ pub struct Adopted {
 /// How far an attempt is that a spawner holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdoptedPhase {
-    /// It runs, or is being ended.
+    /// It runs, and was not told to end.
     Running,
+    /// It is being ended.
+    Stopping,
     /// It is over.
     Ended(Verdict),
 }

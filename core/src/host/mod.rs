@@ -58,11 +58,21 @@ struct Attempt {
     stage: Stage,
 }
 
+/// How an attempt was told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stop {
+    /// The first: a later order may only hurry it.
+    reason: StopReason,
+    /// As it was ordered last.
+    grace: Millis,
+    first: Option<u8>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
     Queued,
     Running,
-    Stopping(StopReason),
+    Stopping(Stop),
     /// It is over; its outputs and log are being stored.
     Sealing(End),
     /// Owed to the coordinator until it says "stored".
@@ -236,9 +246,7 @@ impl Host {
             Some(Stage::Queued) => self.give_back(&[attempt], effects),
             Some(Stage::Running) => self.stop(attempt, StopReason::Superseded, Millis(0), None, effects),
             // It is being ended: make it quick. The first reason stands.
-            Some(Stage::Stopping(reason)) => {
-                effects.push(HostEffect::Stop { attempt, reason: *reason, grace: Millis(0), first: None });
-            }
+            Some(Stage::Stopping(stop)) => self.stop(attempt, stop.reason, Millis(0), None, effects),
             Some(Stage::Sealing(_) | Stage::Owed { .. }) | None => {}
         }
     }
@@ -287,9 +295,7 @@ impl Host {
             Stage::Running if mutation::is_on(Mutation::StopIgnored) => {}
             Stage::Running => self.stop(attempt, order.reason, order.grace, order.first, effects),
             // The first reason stands; a second order may only hurry it.
-            Stage::Stopping(reason) => {
-                effects.push(HostEffect::Stop { attempt, reason, grace: order.grace, first: order.first });
-            }
+            Stage::Stopping(stop) => self.stop(attempt, stop.reason, order.grace, order.first, effects),
             // It ended before the order came: its own end stands.
             Stage::Sealing(_) | Stage::Owed { .. } => {}
         }
@@ -304,7 +310,7 @@ impl Host {
         effects: &mut Vec<HostEffect>,
     ) {
         if let Some(held) = self.attempts.get_mut(&attempt) {
-            held.stage = Stage::Stopping(reason);
+            held.stage = Stage::Stopping(Stop { reason, grace, first });
             effects.push(HostEffect::Stop { attempt, reason, grace, first });
             if mutation::is_on(Mutation::EndBeforeEmpty) {
                 self.on_ended(attempt, Verdict::Stopped, effects);
@@ -358,7 +364,7 @@ impl Host {
         };
         let stopping = match held.stage {
             Stage::Running => None,
-            Stage::Stopping(reason) => Some(reason),
+            Stage::Stopping(stop) => Some(stop.reason),
             Stage::Queued | Stage::Sealing(_) | Stage::Owed { .. } => {
                 effects.push(HostEffect::Ignore { attempt, reason: "its end came while nothing of it runs" });
                 return;
@@ -416,15 +422,17 @@ impl Host {
         match self.attempts.get(&attempt).map(|held| held.stage.clone()) {
             None => {
                 let reason = adopted.stopping.filter(|_| !mutation::is_on(Mutation::StopForgottenByAgent));
-                let stage = reason.map_or(Stage::Running, Stage::Stopping);
+                // How long it was given is known to the spawner alone.
+                let noted = |reason| Stage::Stopping(Stop { reason, grace: Millis(0), first: None });
+                let stage = reason.map_or(Stage::Running, noted);
                 self.taken = self.taken.plus(&adopted.order.request);
                 self.attempts.insert(attempt, Attempt { order: adopted.order, stage });
             }
-            // A stop may have been lost with the old connection.
-            Some(Stage::Stopping(reason))
+            // The stop was lost with the old connection; one that is under way keeps the time that it has.
+            Some(Stage::Stopping(Stop { reason, grace, first }))
                 if adopted.phase == AdoptedPhase::Running && !mutation::is_on(Mutation::StopLostWithLink) =>
             {
-                effects.push(HostEffect::Stop { attempt, reason, grace: Millis(0), first: None });
+                effects.push(HostEffect::Stop { attempt, reason, grace, first });
             }
             // Never handed to this spawner, yet it has it: its word counts.
             Some(Stage::Queued) => {

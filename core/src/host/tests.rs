@@ -290,6 +290,25 @@ fn a_restarted_agent_adopts_what_its_spawner_holds() {
 }
 
 #[test]
+fn a_stop_that_was_lost_with_the_link_is_sent_again_and_one_under_way_keeps_its_time() {
+    let mut world = World::new();
+    let _ = world.order(0);
+    let _ = world.tell(HostEvent::Started { attempt: attempt(0, 1) });
+    let (grace, first) = (Millis(600_000), Some(10));
+    let epoch = order(0).epoch;
+    let stop = StopOrder { attempt: attempt(0, 1), epoch, reason: StopReason::Drained, grace, first };
+    let sent = HostEffect::Stop { attempt: attempt(0, 1), reason: StopReason::Drained, grace, first };
+    assert_eq!(world.tell(HostEvent::StopOrdered(stop)), [sent.clone()]);
+    for (phase, again) in [(AdoptedPhase::Running, Vec::from([sent])), (AdoptedPhase::Stopping, Vec::new())] {
+        let _ = world.tell(HostEvent::SpawnerGone);
+        let held = Vec::from([Adopted { order: order(0), phase, stopping: Some(StopReason::Drained) }]);
+        let effects = world.tell(HostEvent::SpawnerListed { spawner: SPAWNER, held });
+        let stops: Vec<_> = effects.into_iter().filter(|told| matches!(told, HostEffect::Stop { .. })).collect();
+        assert_eq!(stops, again);
+    }
+}
+
+#[test]
 fn what_a_new_spawner_does_not_hold_died_with_the_old_one() {
     let mut world = World::new();
     let _ = world.order(0);
