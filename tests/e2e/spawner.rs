@@ -447,6 +447,21 @@ fn an_exclusive_job_is_dead_after_its_lease_although_agent_and_spawner_are_stopp
     assert_eq!(spawner.ended(key).verdict, Verdict::LeaseEnded);
 }
 
+/// Its agent was slow with its inputs, and the task may be placed elsewhere by now.
+#[test]
+fn an_exclusive_job_whose_lease_is_over_never_begins() {
+    let mut spawner = Spawner::start();
+    for earlier in [0, boottime_ms() - 1] {
+        let mut start = spawner.script("echo ran");
+        start.exclusive = true;
+        let key = start.attempt;
+        spawner.ask(&Request::RenewLease { deadline_boottime_ms: earlier }, &[]);
+        spawner.ask(&Request::Start(Box::new(start)), &[]);
+        let ended = spawner.ended(key);
+        assert_eq!((ended.verdict, ended.start_us), (Verdict::LeaseEnded, 0));
+    }
+}
+
 pub(crate) fn boottime_ms() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("a clock");
     u64::try_from(now.tv_sec()).expect("after boot") * 1_000

@@ -140,6 +140,13 @@ fn serve(blueprint: &Blueprint<'_>, parked: &mut Parked, arrived: Arrived) -> Re
         copy_inputs(blueprint, &order, &arrived.descriptors, parked.folder.as_fd())?;
     }
     let inputs_us = sys::boottime_us();
+    // To copy may take longer than the lease: not one instruction of the job runs after it (FL-3).
+    let lease = parked.lease.get().filter(|_| order.exclusive);
+    if lease.is_some_and(|lease| lease.deadline_ms().saturating_mul(1_000) <= inputs_us) {
+        status::send(control, &Status::LeaseEnded { boottime_us: inputs_us }, &[])
+            .map_err(Failure::at(Step::Parent))?;
+        return Ok(Remains::Traces);
+    }
     let job = start_job(blueprint, parked, &order, &arrived)?;
     let started_us = sys::boottime_us();
     let _told = status::send(control, &Status::Started { received_us, inputs_us, started_us }, &[]);
@@ -379,7 +386,7 @@ fn park(control: BorrowedFd<'_>, packet: &mut [u8]) -> Result<Option<Arrived>, F
     let bytes = match packet[..length].split_first() {
         None => return Ok(None),
         // A stop that was faster than the order, or slower than the job's own end: there is nothing to stop.
-        Some((&order::TERMINATE, _)) => return Ok(None),
+        Some((&(order::TERMINATE | order::SIGNAL), _)) => return Ok(None),
         Some((&order::RUN_IN_MEMORY, _)) if !descriptors.is_empty() => {
             let memory = std::fs::File::from(descriptors.remove(0));
             read_all(&memory).map_err(|_| Failure::new(Step::Order, Errno::EIO))?

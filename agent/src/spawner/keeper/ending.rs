@@ -181,7 +181,10 @@ impl Keeper {
                     self.tell(&Event::Started { attempt: key, running }, pipes);
                     self.retime(key);
                 }
-                status::Received::Status(Status::Failed(failure), _) => live.word = Some(Word::Failed(failure)),
+                // The job's own end, told before, stands.
+                status::Received::Status(Status::Failed(failure), _) => {
+                    live.word = live.word.take().or(Some(Word::Failed(failure)));
+                }
                 status::Received::Status(
                     Status::Ended { raw_status, told, boottime_us, remains, cpu_us, memory_peak_bytes },
                     _,

@@ -48,8 +48,11 @@ impl Keeper {
         } else {
             Some(("profile", "spawner.toml does not allow so weak a profile".to_owned()))
         };
+        // Its inputs may have taken the agent longer than the lease: the task may be placed elsewhere by now (FL-3).
+        let too_late = start.exclusive && self.lease.deadline_ms().saturating_mul(1_000) <= requested_us;
         let verdict = match refused {
             Some((fence, reason)) => Verdict::Refused { fence: fence.to_owned(), reason },
+            None if too_late => Verdict::LeaseEnded,
             None => match self.launch(&start, descriptors, requested_us) {
                 Ok(()) => return,
                 // The host's shortage, not the job's fault: it is tried elsewhere or again.
