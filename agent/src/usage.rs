@@ -223,11 +223,16 @@ impl AttemptReader {
         });
         let cgroup_memory = cgroup.as_ref().and_then(|path| read_number(&path.join("memory.current")));
         let cgroup_peak = cgroup.as_ref().and_then(|path| read_number(&path.join("memory.peak")));
-        let processes = match &cgroup {
-            Some(path) => self.members(path),
-            None => self.descendants(running),
+        let told = cgroup_cpu_ms.is_some() && cgroup_memory.is_some();
+        let found = match &cgroup {
+            Some(path) => members(path).map(|pids| {
+                // What the group tells needs no look at each process, of which a job may have very many.
+                let looked_at = if told { 0 } else { PROCESSES_MAX };
+                (pids.len(), pids.into_iter().take(looked_at).filter_map(|pid| self.process(pid)).collect())
+            }),
+            None => self.descendants(running).map(|processes| (processes.len(), processes)),
         };
-        let Some(processes) = processes else {
+        let Some((count, processes)) = found else {
             // Gone since, or unreadable: nothing is known, and nothing is 0.
             (meter.memory_bytes, meter.processes, meter.cpu_milli) = (None, None, None);
             return;
@@ -240,8 +245,8 @@ impl AttemptReader {
         }
         .saturating_sub(running.cpu_before_us / 1_000);
         let cgroup_peak = cgroup_peak.filter(|peak| *peak > running.memory_peak_before_bytes);
-        meter.from_proc |= cgroup_cpu_ms.is_none() || cgroup_memory.is_none();
-        meter.processes = u32::try_from(processes.len()).ok();
+        meter.from_proc |= !told;
+        meter.processes = u32::try_from(count).ok();
         meter.take(cpu_ms, cgroup_memory.unwrap_or(resident), cgroup_peak, now);
     }
 
@@ -250,22 +255,6 @@ impl AttemptReader {
         let name = Path::new(std::ffi::OsStr::from_bytes(name));
         let name = name.strip_prefix("/").unwrap_or(name);
         Some(self.cgroup_mount.as_ref()?.join(name)).filter(|path| path.is_dir())
-    }
-
-    /// All processes in a cgroup and below it.
-    fn members(&self, cgroup: &Path) -> Option<Vec<Process>> {
-        let mut processes = Vec::new();
-        let mut folders = vec![cgroup.to_owned()];
-        while let Some(folder) = folders.pop() {
-            let Ok(text) = fs::read_to_string(folder.join("cgroup.procs")) else { continue };
-            processes.extend(text.lines().filter_map(|pid| self.process(pid.parse().ok()?)));
-            if folders.len() < CGROUPS_MAX
-                && let Ok(entries) = fs::read_dir(&folder)
-            {
-                folders.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
-            }
-        }
-        (!processes.is_empty()).then_some(processes)
     }
 
     /// The attempt's init and all below it; none if that number is another process by now.
@@ -295,6 +284,22 @@ impl AttemptReader {
         let text = fs::read_to_string(self.proc_root.join(pid.to_string()).join("stat")).ok()?;
         parse_stat(pid, &text)
     }
+}
+
+/// All processes in a cgroup and below it.
+fn members(cgroup: &Path) -> Option<Vec<u32>> {
+    let mut pids = Vec::new();
+    let mut folders = vec![cgroup.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let Ok(text) = fs::read_to_string(folder.join("cgroup.procs")) else { continue };
+        pids.extend(text.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+        if folders.len() < CGROUPS_MAX
+            && let Ok(entries) = fs::read_dir(&folder)
+        {
+            folders.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()));
+        }
+    }
+    (!pids.is_empty()).then_some(pids)
 }
 
 /// A job cannot make the agent walk for ever.
