@@ -130,6 +130,8 @@ pub const ARGUMENT_BYTES_MAX: usize = 128 << 10;
 pub const INPUT_FILES_MAX: usize = 10_000;
 /// Output patterns of one job.
 pub const OUTPUT_FILES_MAX: usize = 1_000;
+/// Their paths together: a spawner keeps them beside what it holds.
+pub const OUTPUT_PATHS_BYTES_MAX: usize = 16 << 10;
 /// A path below the working folder.
 pub const PATH_BYTES_MAX: usize = 4_095;
 /// A file up to this travels inside messages; a larger one through the blob store.

@@ -172,6 +172,12 @@ fn check_files(body: &v1::JobBody) -> Checked<()> {
     for (index, path) in body.outputs.iter().enumerate() {
         check_path(&format!("body.outputs[{index}]"), path, false)?;
     }
+    if body.outputs.iter().map(|path| path.len()).sum::<usize>() > limits::OUTPUT_PATHS_BYTES_MAX {
+        return reject(
+            "body.outputs",
+            format!("have at most {} bytes together; pack them into one file", limits::OUTPUT_PATHS_BYTES_MAX),
+        );
+    }
     Ok(())
 }
 
@@ -182,6 +188,28 @@ fn check_inputs(field: &str, inputs: &[v1::InputFile]) -> Checked<()> {
     for (index, input) in inputs.iter().enumerate() {
         check_path(&format!("{field}[{index}].path"), &input.path, false)?;
         check_content(&format!("{field}[{index}].content"), input.content.as_ref())?;
+    }
+    check_places(field, inputs)
+}
+
+/// Each file has a place of its own: two at one path, or one below another, would fail on every host.
+fn check_places(field: &str, inputs: &[v1::InputFile]) -> Checked<()> {
+    let parts = |path: &[u8]| -> Vec<Vec<u8>> {
+        let parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
+        parts.map(<[u8]>::to_vec).collect()
+    };
+    let mut places: Vec<_> = inputs.iter().map(|input| parts(&input.path)).zip(0..).collect();
+    // A path comes right before those that begin with it.
+    places.sort();
+    for pair in places.windows(2) {
+        let [(above, first), (below, second)] = pair else { continue };
+        if below.starts_with(above) {
+            let (first, second) = (first.min(second), first.max(second));
+            return reject(format!("{field}[{second}].path"), format!("is the place of {field}[{first}], or below it"));
+        }
+    }
+    if places.first().is_some_and(|(place, _)| place.is_empty()) {
+        return reject(format!("{field}[{}].path", places[0].1), "names no file");
     }
     Ok(())
 }
@@ -388,6 +416,23 @@ mod tests {
         );
         let no_content = v1::InputFile { path: "a".into(), content: None, executable: false };
         assert_eq!(field(with(|_, body| body.inputs.push(no_content))), "body.inputs[0].content");
+        let inputs = |paths: &[&'static str]| {
+            let content = Some(v1::FileContent { source: Some(v1::file_content::Source::Inline("x".into())) });
+            let file = |path: &&'static str| v1::InputFile {
+                path: (*path).into(),
+                content: content.clone(),
+                executable: false,
+            };
+            with(|_, body| body.inputs = paths.iter().map(file).collect())
+        };
+        assert!(inputs(&["a/b", "ab", "a/c", "a/b2", "b"]).is_ok());
+        assert_eq!(field(inputs(&["a", "b", "./a"])), "body.inputs[2].path");
+        assert_eq!(field(inputs(&["a/b/c", "x", "a"])), "body.inputs[2].path");
+        assert_eq!(field(inputs(&["x", "./."])), "body.inputs[1].path");
+        let many = |body: &mut v1::JobBody| {
+            body.outputs = (0..10).map(|n| format!("{n}{}", "x/".repeat(999)).into()).collect()
+        };
+        assert_eq!(field(with(|_, body| many(body))), "body.outputs");
     }
 
     #[test]
