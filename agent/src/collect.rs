@@ -20,6 +20,11 @@ use crate::{
     spawner::protocol::Collected,
 };
 
+/// Attempts whose files are on their way from the spawner or to the coordinator at once; less than a spawner bears.
+pub const COLLECTED_AT_ONCE_MAX: usize = 128;
+/// Their files together: each is an open descriptor until it is stored.
+pub const PATHS_AT_ONCE_MAX: usize = 2_000;
+
 /// What the spawner handed out, in the order asked.
 #[derive(Debug, Default)]
 pub struct Found {

@@ -50,6 +50,15 @@ pub enum InputError {
 }
 
 impl InputError {
+    /// The step of the start: `inputs` is the job's own fault, `fetch` speaks against this host.
+    #[must_use]
+    pub const fn step(&self) -> &'static str {
+        match self {
+            Self::Wrong(_) | Self::Empty | Self::Blob(BlobError::Refused { .. } | BlobError::Leaving) => "inputs",
+            Self::Blob(BlobError::Mismatch(_) | BlobError::Disk { .. }) | Self::Pack(_) => "fetch",
+        }
+    }
+
     /// For the record of the failed start.
     #[must_use]
     pub fn errno(&self) -> Errno {

@@ -175,11 +175,11 @@ impl Job {
         }
     }
 
-    /// Few enough unstored bytes to travel with the report, or nothing to wait for.
+    /// Few enough unstored bytes to travel with the report. What was spooled before a loss is whole, and goes first
+    /// too: a longer tail is refused together with the stream that brings it.
     #[must_use]
     pub fn log_fits_report(&self) -> bool {
-        let output = self.output.borrow();
-        output.is_lost() || output.unstored() <= limits::INLINE_TAIL_BYTES_MAX as u64
+        self.output.borrow().unstored() <= limits::INLINE_TAIL_BYTES_MAX as u64
     }
 
     /// The report of its end, but for how it ended; false: output could not be kept.

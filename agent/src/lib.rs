@@ -10,6 +10,7 @@ pub mod clock;
 pub mod collect;
 pub mod config;
 pub mod connection;
+pub mod descriptors;
 pub mod footprint;
 mod hex;
 pub mod identity;
@@ -87,6 +88,7 @@ fn run(args: &RunArgs, only_join: bool) -> Result<u8, Box<dyn Error>> {
         );
         return Ok(EXIT_RELEASED);
     }
+    descriptors::raise_limit();
     // One thread; a second one only while something large is hashed or synced.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

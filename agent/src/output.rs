@@ -31,6 +31,8 @@ pub struct Output {
     /// Beside the spool files: made when bytes were cut.
     cut_mark: PathBuf,
     truncated: bool,
+    /// Beside the spool files: made when bytes were lost.
+    lost_mark: PathBuf,
     lost: bool,
 }
 
@@ -75,17 +77,19 @@ impl Output {
     #[must_use]
     pub fn fresh(folder: &Path, name: &str, limit: u64) -> Self {
         let spool = |suffix| Spool::fresh(folder.join(format!("{name}.{suffix}")));
-        let cut_mark = folder.join(format!("{name}.cut"));
-        Self { streams: [spool("out"), spool("err")], limit, cut_mark, truncated: false, lost: false }
+        let streams = [spool("out"), spool("err")];
+        let (cut_mark, lost_mark) = marks(folder, name);
+        Self { streams, limit, cut_mark, truncated: false, lost_mark, lost: false }
     }
 
     /// For an attempt of which an earlier agent may have left spool files.
     #[must_use]
     pub fn adopt(folder: &Path, name: &str, limit: u64) -> Self {
         let spool = |suffix| Spool::adopt(folder.join(format!("{name}.{suffix}")));
-        let cut_mark = folder.join(format!("{name}.cut"));
-        let truncated = cut_mark.exists();
-        Self { streams: [spool("out"), spool("err")], limit, cut_mark, truncated, lost: false }
+        let streams = [spool("out"), spool("err")];
+        let (cut_mark, lost_mark) = marks(folder, name);
+        let (truncated, lost) = (cut_mark.exists(), lost_mark.exists());
+        Self { streams, limit, cut_mark, truncated, lost_mark, lost }
     }
 
     /// Takes over the read ends: stdout, then stderr.
@@ -121,10 +125,11 @@ impl Output {
                 Moved::Bytes
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Moved::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Moved::Bytes,
             Err(error) => {
                 // A job must not wait for ever on our full disk: its output is lost, and that is said.
                 tracing::warn!(path = %self.spool(which).path.display(), %error, "output is lost: cannot spool it");
-                self.lost = true;
+                self.lose();
                 Moved::Bytes
             }
         }
@@ -136,6 +141,22 @@ impl Output {
         for which in BOTH {
             while self.pull(which) == Moved::Bytes {}
             self.spool_mut(which).pipe = None;
+        }
+    }
+
+    /// From here on nothing is kept: what follows a gap would look like one whole log.
+    fn lose(&mut self) {
+        self.lost = true;
+        // The mark outlives this agent; on a full disk it may fail, and only the flag after a restart is wrong.
+        let _ = fs::write(&self.lost_mark, []);
+    }
+
+    /// The spool cannot be read: what the coordinator does not have yet is lost, and nothing waits for it.
+    pub fn give_up_unstored(&mut self) {
+        self.lose();
+        for spool in &mut self.streams {
+            spool.length = spool.stored;
+            spool.sent = spool.stored;
         }
     }
 
@@ -186,10 +207,14 @@ impl Output {
         Ok(None)
     }
 
-    /// The coordinator has all bytes of a stream before `offset`.
+    /// The coordinator has all bytes of a stream before `offset`, and not more: its folder may have come from a backup
+    /// since it said so of more, and then those go again.
     pub fn on_stored(&mut self, which: Which, offset: u64) {
         let spool = self.spool_mut(which);
-        spool.stored = spool.stored.max(offset.min(spool.length));
+        if offset < spool.stored {
+            spool.sent = offset;
+        }
+        spool.stored = offset.min(spool.length);
         spool.sent = spool.sent.max(spool.stored);
     }
 
@@ -219,9 +244,12 @@ impl Output {
 
     /// Removes what is on the disk.
     pub fn remove(&self) {
-        let spooled = self.streams.iter().filter(|spool| spool.file.is_some());
-        for path in spooled.map(|spool| &spool.path).chain(self.truncated.then_some(&self.cut_mark)) {
-            if let Err(error) = fs::remove_file(path) {
+        let spooled = self.streams.iter().filter(|spool| spool.file.is_some()).map(|spool| &spool.path);
+        let marks = [(self.truncated, &self.cut_mark), (self.lost, &self.lost_mark)];
+        for path in spooled.chain(marks.into_iter().filter_map(|(made, mark)| made.then_some(mark))) {
+            if let Err(error) = fs::remove_file(path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
                 tracing::warn!(path = %path.display(), %error, "cannot remove a spool file");
             }
         }
@@ -234,6 +262,18 @@ impl Output {
     const fn spool_mut(&mut self, which: Which) -> &mut Spool {
         &mut self.streams[which as usize]
     }
+}
+
+/// Of which attempt a file of the spool folder is.
+#[must_use]
+pub fn key_of(file_name: &str) -> &str {
+    let suffixes = [".out", ".err", ".cut", ".lost"];
+    suffixes.iter().find_map(|suffix| file_name.strip_suffix(suffix)).unwrap_or(file_name)
+}
+
+/// The marks that bytes were cut, and lost.
+fn marks(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
+    (folder.join(format!("{name}.cut")), folder.join(format!("{name}.lost")))
 }
 
 impl Spool {
@@ -379,6 +419,44 @@ mod tests {
         output.drain();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         assert!(output.tails().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_loss_is_known_after_a_restart_and_nothing_follows_the_gap() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut output, mut writers) = piped(folder.path(), 100);
+        writers[0].write_all(b"before").unwrap();
+        assert_eq!(output.pull(Which::Stdout), Moved::Bytes);
+        assert_eq!(output.next_chunk(4).unwrap(), Some((Which::Stdout, 0, b"befo".to_vec())));
+        output.on_stored(Which::Stdout, 4);
+        output.give_up_unstored();
+        assert!(output.is_lost());
+        assert_eq!((output.unstored(), output.unsent()), (0, 0));
+        writers[0].write_all(b"after").unwrap();
+        output.drain();
+        assert!(output.tails().unwrap().is_empty());
+        let adopted = Output::adopt(folder.path(), "1.0.1.1", 100);
+        assert!(adopted.is_lost());
+        adopted.remove();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_restored_coordinator_no_longer_has_goes_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut output, mut writers) = piped(folder.path(), 100);
+        writers[0].write_all(b"one two three").unwrap();
+        assert_eq!(output.pull(Which::Stdout), Moved::Bytes);
+        assert_eq!(output.next_chunk(7).unwrap().map(|(_, offset, _)| offset), Some(0));
+        output.on_stored(Which::Stdout, 7);
+        assert_eq!(output.next_chunk(3).unwrap().map(|(_, offset, _)| offset), Some(7));
+        output.on_stored(Which::Stdout, 4);
+        assert_eq!(output.next_chunk(100).unwrap(), Some((Which::Stdout, 4, b"two three".to_vec())));
+        // The answers to what was on its way before change nothing.
+        output.on_stored(Which::Stdout, 4);
+        assert_eq!((output.unsent(), output.in_flight(), output.unstored()), (0, 9, 9));
+        output.on_stored(Which::Stdout, 13);
+        assert_eq!(output.unstored(), 0);
     }
 
     #[test]

@@ -18,16 +18,6 @@ use muster_proto::v1::Stream;
 /// Why output could not be kept or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Bytes before it are missing.
-    #[error("bytes {have} to {offset} of the output of {attempt} are missing; send from {have} on")]
-    Gap {
-        /// Whose.
-        attempt: AttemptId,
-        /// What is here.
-        have: u64,
-        /// What came.
-        offset: u64,
-    },
     /// The disk is full.
     #[error("the coordinator's disk is full; the output stays on the host until there is room")]
     DiskFull,
@@ -92,11 +82,11 @@ impl Logs {
         self.folder(attempt.job).join(format!("{}.{}.{}", attempt.task, attempt.number, suffix(stream)))
     }
 
-    /// Writes chunks in order and syncs each file once. Answers, for each stream
-    /// that was written to, how many bytes are on the disk.
+    /// Writes chunks in order and syncs each file once. Answers, for each stream of a chunk, how many bytes are on the
+    /// disk. A chunk that would leave a gap is left out: by the answer its host sees from where on to send.
     ///
     /// # Errors
-    /// A gap, or the system refuses; chunks before it may be kept.
+    /// The system refuses; chunks before it may be kept.
     pub fn append(&self, chunks: &[Chunk]) -> Result<Vec<(AttemptId, Stream, u64)>, Error> {
         let mut open: Vec<(AttemptId, Stream, File, u64)> = Vec::new();
         for chunk in chunks {
@@ -109,9 +99,8 @@ impl Logs {
                 }
             };
             let (attempt, _, file, length) = &mut open[at];
-            let Some(known) = length.checked_sub(chunk.offset) else {
-                return Err(Error::Gap { attempt: *attempt, have: *length, offset: chunk.offset });
-            };
+            // Folders from a backup may be older than what their hosts were told is kept.
+            let Some(known) = length.checked_sub(chunk.offset) else { continue };
             let fresh = chunk.data.get(usize::try_from(known).unwrap_or(usize::MAX)..).unwrap_or_default();
             file.write_all_at(fresh, *length).map_err(failed("write", *attempt))?;
             *length += fresh.len() as u64;
@@ -169,13 +158,13 @@ mod tests {
     }
 
     #[test]
-    fn a_repeat_is_taken_and_a_gap_refused() {
+    fn a_repeat_is_taken_and_what_leaves_a_gap_is_left_out() {
         let root = tempfile::tempdir().unwrap();
         let logs = Logs::new(root.path());
         let id = chunk(0, "").attempt;
         assert_eq!(logs.append(&[chunk(0, "one "), chunk(4, "two")]).unwrap(), [(id, Stream::Stdout, 7)]);
         assert_eq!(logs.append(&[chunk(4, "two"), chunk(2, "e two three")]).unwrap(), [(id, Stream::Stdout, 13)]);
-        assert!(matches!(logs.append(&[chunk(20, "x")]), Err(Error::Gap { have: 13, offset: 20, .. })));
+        assert_eq!(logs.append(&[chunk(20, "x")]).unwrap(), [(id, Stream::Stdout, 13)]);
         assert_eq!(logs.read(id, Stream::Stdout, 0, 100).unwrap().as_ref(), b"one two three");
         assert_eq!(logs.read(id, Stream::Stdout, 8, 2).unwrap().as_ref(), b"th");
         assert!(logs.read(id, Stream::Stderr, 0, 100).unwrap().is_empty());

@@ -157,3 +157,36 @@ async fn on_a_hosts_full_disk_running_work_keeps_its_end_and_lost_output_is_told
     assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
     assert_eq!(fleet.client.output(job, 0).await.0.len(), 4 << 20);
 }
+
+/// More than travels with an end was spooled and is not stored when the disk is full and the job ends: it goes first.
+#[tokio::test]
+async fn what_was_spooled_before_a_hosts_disk_was_full_is_stored_before_its_end_is_told() {
+    if !host::is_root() {
+        skip!("only root mounts a small disk");
+    }
+    let mut fleet = Fleet::start().await;
+    let folder = fleet.folder().join("full");
+    fs::create_dir(&folder).expect("a folder in our own");
+    let _disk = Disk::at(&folder, "size=32m");
+    fleet.add_node("full", &NodeOptions::default()).await;
+    let mut template = fleet.script("sleep 3; head -c 4M /dev/zero");
+    let body = template.body.as_mut().expect("a script has a body");
+    body.request = Some(v1::Resources { cpu_milli: 100, memory_bytes: 64 << 20, disk_bytes: 1 << 20 });
+    template.retries = Some(v1::RetryPolicy { failed: Some(0), lost: Some(0), drained: None });
+    let job = fleet.client.submit(template).await;
+    fleet.client.running(job, 1).await;
+    let ballast = fill(&folder, 2 << 20);
+    fleet.kill_coordinator();
+    eventually("its output does not fit", WAIT, async || {
+        fleet.node("full").agent.as_ref().expect("it runs").log().contains("output is lost").then_some(())
+    })
+    .await;
+    fleet.start_coordinator().await;
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::OutputLost(v1::Empty {}), 1));
+    let kept = fleet.client.output(job, 0).await.0.len();
+    assert!((16 << 10..4 << 20).contains(&kept), "{kept} bytes of its log were kept");
+    fs::remove_file(ballast).expect("our own file");
+    let done = fleet.client.run(fleet.script("echo more")).await;
+    assert_eq!(done.end(0), Reason::Succeeded(v1::Empty {}));
+}

@@ -77,6 +77,21 @@ async fn inputs_arrive_and_outputs_come_back_byte_for_byte() {
     assert!(skipped.contains(&&b"never-made"[..]) && skipped.contains(&&b"empty"[..]), "{skipped:?}");
 }
 
+/// Each is an open file of the agent until it is stored: more than may be under way at once take turns.
+#[tokio::test]
+async fn all_files_come_back_of_tasks_that_end_together_with_very_many() {
+    const FILES: usize = 900;
+    let fleet = Fleet::with_node().await;
+    let mut template = fleet.script(&format!("for i in $(seq {FILES}); do echo $i > f$i; done"));
+    template.tasks = 4;
+    body(&mut template).outputs = (1..=FILES).map(|number| bytes(format!("f{number}"))).collect();
+    let done = fleet.client.run(template).await;
+    for task in 0..4 {
+        let attempt = done.last_attempt(task);
+        assert_eq!((attempt.outputs.len(), attempt.skipped_outputs.len()), (FILES, 0), "task {task}");
+    }
+}
+
 async fn fetch(fleet: &Fleet, blob: v1::BlobRef) -> Vec<u8> {
     let mut stream = fleet.client.jobs.clone().fetch_blob(blob).await.expect("a blob").into_inner();
     let mut data = Vec::new();

@@ -113,3 +113,42 @@ async fn a_restored_backup_is_noticed_although_nothing_runs() {
     let again = fleet.client.fleet.clone().accept_loss(v1::AcceptLossRequest::default()).await;
     assert!(!again.expect("an answer").into_inner().lost, "there is nothing more to accept");
 }
+
+/// Its folder of output is older too. What the hosts send of a job that it does not know has no reader; what it lost of
+/// one that it knows comes again. Neither holds up the rest.
+#[tokio::test]
+async fn output_from_before_the_restore_comes_again_and_that_of_an_unknown_job_holds_up_nothing() {
+    const PART: usize = 100_000;
+    let mut fleet = Fleet::with_node().await;
+    let script = format!("sleep 1; head -c {PART} /dev/zero; sleep 8; head -c {PART} /dev/zero");
+    let kept = fleet.client.submit(fleet.script(&script)).await;
+    fleet.client.running(kept, 1).await;
+    let backup = tempfile::tempdir().expect("a folder");
+    fleet.kill_coordinator();
+    copy_store(&fleet.data(), backup.path());
+    fleet.start_coordinator().await;
+    fleet.client.node_in("n1", "ready").await;
+    eventually("its first part is stored", WAIT, async || {
+        (fleet.client.output(kept, 0).await.0.len() == PART).then_some(())
+    })
+    .await;
+
+    // What it prints is not stored any more.
+    let unknown =
+        fleet.client.submit(fleet.script(&format!("sleep 2; head -c {} /dev/zero; sleep 600", 3 * PART))).await;
+    fleet.client.running(unknown, 1).await;
+    fleet.kill_coordinator();
+    let spool = fleet.folder().join("n1/agent/spool");
+    eventually("it has printed", WAIT, async || {
+        let files = fs::read_dir(&spool).into_iter().flatten().flatten();
+        files.filter_map(|file| file.metadata().ok()).any(|file| file.len() == 3 * PART as u64).then_some(())
+    })
+    .await;
+    copy_store(backup.path(), &fleet.data());
+    fs::remove_dir_all(fleet.data().join("logs")).expect("a folder in our own");
+    fleet.start_coordinator().await;
+
+    let done = fleet.client.finished(kept, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
+    assert_eq!(fleet.client.output(kept, 0).await.0.len(), 2 * PART);
+}

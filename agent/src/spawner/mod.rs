@@ -111,7 +111,7 @@ fn run(options: &Options) -> Result<(), Error> {
             .ok_or(Error::Uids)?;
         policy = policy.with_uids(first, last)?;
     }
-    raise_descriptor_limit();
+    crate::descriptors::raise_limit();
     fs::create_dir_all(options.state.join("root")).map_err(io("make", &options.state))?;
     // Held until this process ends. Taken before any leftover is ended: it could be another spawner's living job.
     let lock = fs::File::create(options.state.join("lock")).map_err(io("make", &options.state))?;
@@ -168,14 +168,6 @@ fn keep(
     let _no_systemd = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     crate::footprint::give_back_what_the_start_needed();
     keeper.run().map_err(io("watch", &options.socket))
-}
-
-/// Each held attempt keeps some descriptors.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _kept_as_it_is = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 fn listen(path: &Path, agent_uid: Option<u32>) -> io::Result<OwnedFd> {

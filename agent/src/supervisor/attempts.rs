@@ -22,10 +22,11 @@ use nix::errno::Errno;
 use super::{Notice, Supervisor, word_of};
 use crate::{
     chain, clock,
-    collect::{Found, Stored},
+    collect::{COLLECTED_AT_ONCE_MAX, Found, PATHS_AT_ONCE_MAX, Stored},
     inputs::{self, InputError, Inputs},
     job::{Collection, Handover, Job, Pipes, WATCH_AFTER},
     order::{self, Note},
+    output::key_of,
     spawner::protocol::{AttemptKey, Event, NOTE_BYTES_MAX, Phase, Request},
     spawner_link::{Greeting, LinkError},
     state::key_name,
@@ -120,7 +121,7 @@ impl Supervisor {
         for folder in [self.state.spool(), self.state.root().join("stops")] {
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                let key = name.trim_end_matches(".out").trim_end_matches(".err").trim_end_matches(".cut");
+                let key = key_of(&name);
                 if !held.contains(key) {
                     // What stays behind is tried again at the next start.
                     let _ = fs::remove_file(entry.path());
@@ -197,6 +198,7 @@ impl Supervisor {
         if let Collection::Asked(_) = job.collection {
             job.skip_outputs(&reason);
             self.seal(attempt);
+            self.collect_next();
         } else if job.pipes == Pipes::Asked {
             job.pipes = Pipes::Here;
             self.seal(attempt);
@@ -245,7 +247,7 @@ impl Supervisor {
             Ok(inputs) => inputs,
             Err(error) => {
                 tracing::warn!(%attempt, "its inputs cannot be had: {}", chain(&error));
-                return self.fail_start(attempt, "inputs", error.errno());
+                return self.fail_start(attempt, error.step(), error.errno());
             }
         };
         let note = Note::of(body).encode();
@@ -304,12 +306,15 @@ impl Supervisor {
 
     /// Moves the storing of what an ended attempt left one step on; it ends with `Sealed`.
     fn seal(&mut self, attempt: AttemptId) {
+        let may_collect = self.may_collect(attempt);
         let Some(job) = self.jobs.get_mut(&attempt).filter(|job| job.sealing) else { return };
         if job.pipes == Pipes::Asked {
             return;
         }
         job.drain();
         match &job.collection {
+            // The next that is stored makes room.
+            Collection::Wanted if !may_collect => {}
             Collection::Wanted => {
                 let request = Request::Collect {
                     attempt: job.key,
@@ -333,6 +338,28 @@ impl Supervisor {
         }
     }
 
+    /// Is there room for the descriptors of its files? One alone always has it.
+    fn may_collect(&self, attempt: AttemptId) -> bool {
+        let Some(job) = self.jobs.get(&attempt).filter(|job| matches!(job.collection, Collection::Wanted)) else {
+            return false;
+        };
+        let under_way = |job: &&Job| matches!(job.collection, Collection::Asked(_) | Collection::Storing(_));
+        let (attempts, paths) = self
+            .jobs
+            .values()
+            .filter(under_way)
+            .fold((0, 0), |(attempts, paths), job| (attempts + 1, paths + job.outputs().len()));
+        attempts == 0 || attempts < COLLECTED_AT_ONCE_MAX && paths + job.outputs().len() <= PATHS_AT_ONCE_MAX
+    }
+
+    fn collect_next(&mut self) {
+        let waits = |job: &Job| job.sealing && matches!(job.collection, Collection::Wanted);
+        let waiting: Vec<_> = self.jobs.iter().filter(|(_, job)| waits(job)).map(|(attempt, _)| *attempt).collect();
+        for attempt in waiting {
+            self.seal(attempt);
+        }
+    }
+
     fn store_outputs(&mut self, attempt: AttemptId) {
         let Some(job) = self.jobs.get_mut(&attempt) else { return };
         let Collection::Asked(found) = &mut job.collection else { return };
@@ -350,6 +377,7 @@ impl Supervisor {
             job.collection = Collection::Done(stored);
             self.seal(attempt);
         }
+        self.collect_next();
     }
 
     pub(super) fn report_started(&mut self, attempt: AttemptId, epoch: Epoch) {
@@ -420,6 +448,7 @@ impl Supervisor {
                 continue;
             };
             let mut output = job.output.borrow_mut();
+            let mut broken = false;
             while output.unsent() > 0 {
                 if self.in_flight >= uploads::WINDOW_BYTES || self.upload.as_ref().is_some_and(|open| !open.has_room())
                 {
@@ -434,13 +463,19 @@ impl Supervisor {
                     }
                     Ok(None) => break,
                     Err(error) => {
-                        tracing::error!(%attempt, %error, "cannot read the spool");
-                        break;
+                        tracing::error!(%attempt, %error, "output is lost: cannot read the spool");
+                        self.in_flight = self.in_flight.saturating_sub(output.in_flight());
+                        output.give_up_unstored();
+                        broken = true;
                     }
                 }
             }
             drop(output);
             self.dirty.clear(attempt);
+            if broken {
+                // Nothing is left to wait for.
+                self.seal(attempt);
+            }
         }
     }
 
@@ -451,6 +486,9 @@ impl Supervisor {
                 let before = job.output.borrow().in_flight();
                 job.output.borrow_mut().on_stored(which, offset);
                 let after = job.output.borrow().in_flight();
+                if job.output.borrow().unsent() > 0 {
+                    self.dirty.mark(attempt);
+                }
                 self.in_flight = self.in_flight.saturating_sub(before.saturating_sub(after));
                 self.seal(attempt);
                 if self.upload_at.is_none() {

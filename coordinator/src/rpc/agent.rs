@@ -294,12 +294,26 @@ struct Upload {
     known: HashSet<AttemptId>,
 }
 
+/// What came at once.
+#[derive(Default)]
+struct Batch {
+    chunks: Vec<Chunk>,
+    /// Of attempts that are not this node's.
+    strange: Vec<v1::LogAck>,
+}
+
+impl Batch {
+    const fn len(&self) -> usize {
+        self.chunks.len() + self.strange.len()
+    }
+}
+
 impl Upload {
     async fn run(mut self, out: mpsc::Sender<Result<v1::LogAck, Status>>) {
         loop {
             let answers = match self.next_batch().await {
-                Ok(chunks) if chunks.is_empty() => return,
-                Ok(chunks) => self.keep(chunks).await,
+                Ok(batch) if batch.len() == 0 => return,
+                Ok(batch) => self.keep(batch).await,
                 Err(status) => Err(status),
             };
             match answers {
@@ -319,31 +333,40 @@ impl Upload {
     }
 
     /// Waits for one chunk and takes what is there with it: one sync for all.
-    async fn next_batch(&mut self) -> Result<Vec<Chunk>, Status> {
-        let mut batch = Vec::new();
+    async fn next_batch(&mut self) -> Result<Batch, Status> {
+        let mut batch = Batch::default();
         let Some(first) = self.chunks.message().await? else { return Ok(batch) };
-        batch.push(self.check(first).await?);
+        self.sort(first, &mut batch).await?;
         while batch.len() < LOG_BATCH_MAX {
             let Some(next) = self.chunks.message().now_or_never() else { break };
             let Some(next) = next? else { break };
-            batch.push(self.check(next).await?);
+            self.sort(next, &mut batch).await?;
         }
         Ok(batch)
     }
 
-    async fn check(&mut self, wire: v1::LogChunk) -> Result<Chunk, Status> {
+    /// Output of an attempt that is not this node's, of which a restored store may know nothing, has no reader: it
+    /// counts as taken and is dropped. Refused, it would come again for ever and hold up all other output of its host.
+    async fn sort(&mut self, wire: v1::LogChunk, batch: &mut Batch) -> Result<(), Status> {
         let attempt = convert::attempt_id(wire.attempt.as_ref()).map_err(status::rejected)?;
         let stream = convert::stream(wire.stream).map_err(status::rejected)?;
         if !self.known.contains(&attempt) {
             if !belongs_to(&self.context, attempt, self.node).await? {
-                return Err(Status::permission_denied(format!("attempt {attempt} is not on this node")));
+                tracing::warn!(node = %self.node, %attempt, "output of an attempt that is not this node's is dropped");
+                let offset = wire.offset.saturating_add(wire.data.len() as u64);
+                batch.strange.push(v1::LogAck { attempt: wire.attempt, stream: wire.stream, offset });
+                return Ok(());
             }
             self.known.insert(attempt);
         }
-        Ok(Chunk { attempt, stream, offset: wire.offset, data: wire.data })
+        batch.chunks.push(Chunk { attempt, stream, offset: wire.offset, data: wire.data });
+        Ok(())
     }
 
-    async fn keep(&self, chunks: Vec<Chunk>) -> Result<Vec<v1::LogAck>, Status> {
+    async fn keep(&self, Batch { chunks, strange }: Batch) -> Result<Vec<v1::LogAck>, Status> {
+        if chunks.is_empty() {
+            return Ok(strange);
+        }
         // Hosts keep output until it is stored.
         self.context.room.check().map_err(status::full)?;
         let logs = self.context.logs.clone();
@@ -352,7 +375,7 @@ impl Upload {
             self.context.handle.output_came(attempt);
             v1::LogAck { attempt: Some(attempt.into()), stream: stream.into(), offset }
         });
-        Ok(answers.collect())
+        Ok(answers.chain(strange).collect())
     }
 }
 

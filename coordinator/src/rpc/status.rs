@@ -59,7 +59,6 @@ pub fn blob(error: blobs::Error) -> Status {
 #[must_use]
 pub fn log(error: logs::Error) -> Status {
     match &error {
-        logs::Error::Gap { .. } => Status::out_of_range(error.to_string()),
         logs::Error::DiskFull => Status::resource_exhausted(error.to_string()),
         logs::Error::Io { .. } => internal(&error),
     }
