@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, lchown},
     path::{Path, PathBuf},
 };
 
@@ -159,6 +159,33 @@ impl Folder {
         self.root.join(below)
     }
 
+    /// What root has made here is given to whom the folder belongs: the unit's coordinator is a user of its own, and
+    /// could not open it. Blobs and logs are made by that coordinator alone.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn give_to_owner(&self) -> Result<(), Error> {
+        let owner = fs::metadata(&self.root).map_err(io_error("look at", &self.root))?;
+        let ours = nix::unistd::geteuid().as_raw();
+        if owner.uid() == ours {
+            return Ok(());
+        }
+        let mut folders = vec![self.root.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).map_err(io_error("read", &folder))? {
+                let path = entry.map_err(io_error("read", &folder))?.path();
+                let found = fs::symlink_metadata(&path).map_err(io_error("look at", &path))?;
+                if found.uid() == ours {
+                    lchown(&path, Some(owner.uid()), Some(owner.gid())).map_err(io_error("give away", &path))?;
+                }
+                if found.is_dir() && !path.ends_with("blobs") && !path.ends_with("logs") {
+                    folders.push(path);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The store's file.
     #[must_use]
     pub fn store_file(&self) -> PathBuf {
@@ -261,6 +288,25 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_root_makes_in_another_users_folder_is_that_users() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        lchown(root.path(), Some(12_345), Some(12_346)).unwrap();
+        let held = Folder::take(root.path()).unwrap();
+        fs::create_dir(held.path("pki")).unwrap();
+        fs::write(held.path("pki/ca.key"), "secret").unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", held.path("link")).unwrap();
+        held.give_to_owner().unwrap();
+        for made in ["pki", "pki/ca.key", "link", "coordinator.lock"] {
+            let found = fs::symlink_metadata(held.path(made)).unwrap();
+            assert_eq!((found.uid(), found.gid()), (12_345, 12_346), "{made}");
+        }
+        assert_eq!(fs::metadata("/etc/hostname").unwrap().uid(), 0, "no link is followed");
+    }
 
     #[test]
     fn a_second_holder_is_refused_and_told_who_has_it() {

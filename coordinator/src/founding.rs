@@ -25,10 +25,12 @@ pub fn init(settings: &Init) -> Result<Marker, Error> {
         return Err(folder::Error::Exists { folder: settings.data.display().to_string(), fleet: marker.fleet }.into());
     }
     let place = Place::new(settings.store.as_deref(), settings.store_ca.as_deref())?;
-    match &settings.join_from {
+    let marker = match &settings.join_from {
         Some(other) => join_fleet(&folder, other, &place, &settings.san),
         None => make_fleet(&folder, &place, &settings.san),
-    }
+    }?;
+    folder.give_to_owner()?;
+    Ok(marker)
 }
 
 /// The marker comes last: what a crash left half made is made anew.

@@ -151,6 +151,7 @@ pub fn restore(from: &Path, data: &Path) -> Result<Option<PathBuf>, Error> {
     if folder.marker()?.is_none() {
         folder.mark(&theirs)?;
     }
+    folder.give_to_owner()?;
     Ok(kept)
 }
 
@@ -179,6 +180,7 @@ pub fn repair(data: &Path) -> Result<Repaired, Error> {
     }
     let kept = put_in_place(&mended, &folder, "damaged")?;
     sound(data)?;
+    folder.give_to_owner()?;
     Ok(Repaired { said, kept })
 }
 
