@@ -1,4 +1,4 @@
-//! Every limit of the fleet with its default, in one file. Sizes are bytes.
+//! The limits that several parts or operators meet, with their defaults. Sizes are bytes.
 
 use crate::time::Millis;
 

@@ -298,7 +298,7 @@ fn a_stop_that_was_lost_with_the_link_is_sent_again_and_one_under_way_keeps_its_
     let epoch = order(0).epoch;
     let stop = StopOrder { attempt: attempt(0, 1), epoch, reason: StopReason::Drained, grace, first };
     let sent = HostEffect::Stop { attempt: attempt(0, 1), reason: StopReason::Drained, grace, first };
-    assert_eq!(world.tell(HostEvent::StopOrdered(stop)), [sent.clone()]);
+    assert_eq!(world.tell(HostEvent::StopOrdered(stop)), std::slice::from_ref(&sent));
     for (phase, again) in [(AdoptedPhase::Running, Vec::from([sent])), (AdoptedPhase::Stopping, Vec::new())] {
         let _ = world.tell(HostEvent::SpawnerGone);
         let held = Vec::from([Adopted { order: order(0), phase, stopping: Some(StopReason::Drained) }]);
