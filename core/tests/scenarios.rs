@@ -99,6 +99,14 @@ fn attempt(text: &str) -> AttemptId {
     AttemptId { job, task, number }
 }
 
+fn drain_then(words: &Words<'_>) -> DrainThen {
+    match words.text("then", "nothing").as_str() {
+        "stop" => DrainThen::Stop,
+        "delete" => DrainThen::Delete,
+        _nothing => DrainThen::Nothing,
+    }
+}
+
 fn end(text: &str) -> End {
     match text {
         "succeeded" => End::Succeeded,
@@ -217,11 +225,7 @@ impl World {
             }
             "drain" => {
                 let deadline = words.named.get("deadline").map(|span| self.now + seconds(span));
-                let then = match words.text("then", "nothing").as_str() {
-                    "stop" => DrainThen::Stop,
-                    "delete" => DrainThen::Delete,
-                    _nothing => DrainThen::Nothing,
-                };
+                let then = drain_then(&words);
                 let order = DrainOrder { deadline, then, refusable: false, actor, reason };
                 self.apply(Event::Drain { request, node: self.node(first), order })
             }
@@ -230,7 +234,7 @@ impl World {
                 let order = RollingOrder {
                     at_once: u32::try_from(words.number("at_once", 1)).expect("a small number"),
                     within: words.named.get("within").map(|span| seconds(span)),
-                    then: DrainThen::Nothing,
+                    then: drain_then(&words),
                     actor,
                     reason,
                 };
