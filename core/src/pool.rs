@@ -177,6 +177,15 @@ pub enum Host {
 }
 
 impl Host {
+    /// The node as which it joined, and is.
+    #[must_use]
+    pub const fn joined(&self) -> Option<NodeId> {
+        match self {
+            Self::Joined(node) => Some(*node),
+            Self::Requested(_) | Self::Waking { .. } | Self::Deleting { .. } => None,
+        }
+    }
+
     /// The node that is being woken.
     #[must_use]
     pub const fn waking(&self) -> Option<NodeId> {

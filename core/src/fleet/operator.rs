@@ -298,7 +298,14 @@ impl Fleet {
                 pool.forget_breaches();
                 pool
             }
-            None => Pool::new(PoolRecord { hosts: self.known_hosts(&name), ..PoolRecord::new(policy) }),
+            None => {
+                let hosts = self.known_hosts(&name);
+                // A lost one may be given back to its provider now, and nothing else would look at it again.
+                for node in hosts.values().filter_map(Host::joined) {
+                    self.wake_at(now, Timer::Node(node));
+                }
+                Pool::new(PoolRecord { hosts, ..PoolRecord::new(policy) })
+            }
         };
         self.pools.insert(name.clone(), pool);
         out.touched.pools.insert(name);
