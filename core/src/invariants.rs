@@ -40,6 +40,10 @@ pub fn check(fleet: &Fleet) -> Result<(), Broken> {
     fleet.jobs().try_for_each(|(id, job)| check_job(fleet, *id, job))?;
     fleet.nodes().try_for_each(|(id, node)| check_node(fleet, id, node))?;
     check_rollings(fleet)?;
+    let open = fleet.jobs().filter(|(_, job)| job.finished.is_none()).count();
+    if open != fleet.open_jobs() {
+        return broken("FL-1", format!("{open} jobs are not finished, and {} are counted", fleet.open_jobs()));
+    }
     let on_nodes: usize = fleet.nodes().map(|(id, _)| fleet.attempts_on(id).count()).sum();
     let of_jobs: usize = fleet.jobs().map(|(_, job)| job.live.len()).sum();
     if on_nodes == of_jobs {

@@ -229,6 +229,7 @@ impl Fleet {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         if job.finished.is_none() && job.is_done() {
             job.finished = Some(now);
+            self.open_jobs -= 1;
             let counts = job.end_counts();
             let sentence =
                 format!("{} succeeded, {} failed, {} cancelled", counts.succeeded, counts.failed, counts.cancelled);

@@ -126,6 +126,8 @@ struct Attempt {
 pub struct Fleet {
     meta: Meta,
     jobs: BTreeMap<JobId, JobRecord>,
+    /// How many of them are not finished.
+    open_jobs: usize,
     keys: BTreeMap<String, JobId>,
     nodes: BTreeMap<NodeId, Node>,
     names: BTreeMap<String, NodeId>,

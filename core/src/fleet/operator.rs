@@ -41,10 +41,10 @@ impl Fleet {
         if let Some(pool) = spec.pool.as_ref().filter(|pool| !self.pools.contains_key(*pool)) {
             return Err(Denied::UnknownPool(pool.clone()));
         }
-        let open = self.jobs.len();
+        let open = self.open_jobs;
         if open >= limits::OPEN_JOBS_MAX {
             return Err(Denied::LimitReached {
-                limit: format!("{open} jobs are kept, at most {} may be", limits::OPEN_JOBS_MAX),
+                limit: format!("{open} jobs are not finished, at most {} may be", limits::OPEN_JOBS_MAX),
             });
         }
         self.check_it_could_ever_run(&Class::of(&spec))?;
@@ -56,6 +56,7 @@ impl Fleet {
         self.keys.insert(key.clone(), job);
         let record = JobRecord { accepted_by: self.meta.term, ..JobRecord::accepted(spec, key, digest, now) };
         self.jobs.insert(job, record);
+        self.open_jobs += 1;
         self.requeue(job);
         out.touched.meta = true;
         out.touched.jobs.insert(job);
@@ -145,8 +146,10 @@ impl Fleet {
             let state = "at_most_once, and a task of it may have run; submit it as a new job";
             return Err(Denied::JobState { job: id, state, asked: "retry" });
         }
+        let was_over = job.finished.is_some();
         let tasks = job.retry(now);
         if tasks > 0 {
+            self.open_jobs += usize::from(was_over);
             record(out, now, Subject::Job(id), "retried", format!("{tasks} tasks wait again"), Some(&actor));
             out.touched.jobs.insert(id);
             if let Some((at, _)) = job.delayed.first().copied() {

@@ -57,6 +57,7 @@ impl Fleet {
             if fleet.keys.insert(record.key.clone(), id).is_some() {
                 return Err(Damage(format!("job {id} shares its idempotency key `{}` with another", record.key)));
             }
+            fleet.open_jobs += usize::from(record.finished.is_none());
             fleet.jobs.insert(id, record);
         }
         for (id, record) in image.attempts {

@@ -249,11 +249,12 @@ impl Fleet {
         let Some(pool) = self.pools.get_mut(name) else { return };
         match pool.record.hosts.get(&host).copied() {
             Some(Host::Waking { node, .. }) => self.waking_failed(name, host, node, reason, now, out),
-            Some(Host::Requested(_) | Host::Joined(_) | Host::Deleting { .. }) => {
+            Some(Host::Requested(_) | Host::Deleting { .. }) => {
                 pool.record.hosts.remove(&host);
                 self.count_failure(name, reason, now, out);
             }
-            None => {}
+            // Its agent has said hello, so it was made: only the provider's lists tell when it is gone.
+            Some(Host::Joined(_)) | None => {}
         }
     }
 

@@ -80,6 +80,12 @@ impl Fleet {
         self.jobs.iter()
     }
 
+    /// How many jobs are not finished.
+    #[must_use]
+    pub const fn open_jobs(&self) -> usize {
+        self.open_jobs
+    }
+
     /// One node.
     #[must_use]
     pub fn node(&self, id: NodeId) -> Option<&NodeRecord> {
