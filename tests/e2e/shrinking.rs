@@ -22,7 +22,13 @@ mkdir -p "$own/hosts"
 asked=$(cat)
 request=$(echo "$asked" | sed -n 's/.*"request":"\([^"]*\)".*/\1/p')
 case $1 in
-    create) echo "$asked" >"$own/new.$request"; mv "$own/new.$request" "$own/hosts/$request"; echo '{}' ;;
+    create)
+        echo "$asked" >"$own/new.$request"; mv "$own/new.$request" "$own/hosts/$request"
+        if [ -e "$own/slow" ]; then
+            while [ ! -e "$own/over" ]; do sleep 0.1; done
+            echo "it was not ready in time" >&2; exit 1
+        fi
+        echo '{}' ;;
     delete) rm -f "$own/hosts/$request"; echo '{"state":"gone"}' ;;
     describe)
         [ -e "$own/kept" ] || echo "$request" >"$own/kept"
@@ -138,6 +144,38 @@ async fn a_host_that_its_provider_keeps_is_no_victim_and_a_silent_provider_holds
     let line = explained(&fleet, "cloud", "scale-in", "hold, the provider does not say").await;
     assert!(line.contains("no route to the provider"), "{line}");
     assert_eq!((in_state(&fleet, "ready").await, made(&programs).len()), (1, 1));
+}
+
+/// A program that waits for its host for longer than it has, while the host has joined and works.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_has_joined_stays_although_its_making_is_said_to_have_failed() {
+    let fleet = Fleet::start().await;
+    let programs = fleet.providers();
+    fs::create_dir_all(programs.join("state")).expect("a folder");
+    fs::write(programs.join("fake"), PROGRAM).expect("a program");
+    fs::set_permissions(programs.join("fake"), fs::Permissions::from_mode(0o755)).expect("its mode");
+    fs::write(programs.join("state/slow"), "").expect("a mark");
+    set_pool(&fleet, &policy("cloud", "provider = \"exec\"\nprogram = \"fake\"", 1, 1)).await;
+    scale(&fleet, 1).await;
+    let hosts = eventually("a host is made", LONG, async || Some(made(&programs)).filter(|all| !all.is_empty())).await;
+    let mut crowd = Crowd::join(&fleet, 0, ROOM).await;
+    let text = |key: &str| hosts[0][key].as_str().expect("it is told").to_owned();
+    let claim = Claim { name: text("name"), ..Crowd::claim(0, ROOM) };
+    crowd.join_with(&fleet, claim, &text("token")).await;
+    ready(&fleet, 1).await;
+    let mut template = fleet.script("a crowd runs nothing");
+    template.body.as_mut().expect("a body").request = Some(ROOM.into());
+    let job = fleet.client.submit(template).await;
+    fleet.client.running(job, 1).await;
+
+    fs::write(programs.join("state/over"), "").expect("a mark");
+    eventually("the program has failed", LONG, async || {
+        let coordinator = fleet.coordinator.as_ref().expect("it was started");
+        coordinator.log().contains("it has joined all the same").then_some(())
+    })
+    .await;
+    assert_eq!((in_state(&fleet, "ready").await, made(&programs).len()), (1, 1));
+    assert_eq!((pool(&fleet, "cloud").await.hosts, fleet.client.summary(job).await.state), (1, "running".into()));
 }
 
 const ON_CPU: &str = r#"when = [{ metric = "cpu_utilization", below = 90 }]"#;

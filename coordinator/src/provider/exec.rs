@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -163,7 +164,7 @@ impl ExecHosts {
 
     async fn create(&self, program: &Program, new: NewHost) {
         let made = match self.links.token(&new).await {
-            Ok(token) => self.make(program, &new, token).await.map_err(|error| (error.to_string(), error.never_ran())),
+            Ok(token) => self.make(program, &new, token).await,
             Err(reason) => Err((reason, true)),
         };
         let (pool, host) = (new.pool, new.host);
@@ -174,6 +175,10 @@ impl ExecHosts {
             }
             Err(failed) => failed,
         };
+        if self.has_joined(&pool, host).await {
+            tracing::warn!(%pool, host = host.0, "{reason}; it has joined all the same, and stays");
+            return;
+        }
         // What was said to have failed may be there all the same, and would cost money that no maximum counts (FL-11).
         if never_ran || self.end(program, &pool, host).await.is_ok_and(|deleted| deleted.state == Going::Gone) {
             self.links.tell(Event::HostFailed { pool, host, reason }).await;
@@ -182,7 +187,15 @@ impl ExecHosts {
         }
     }
 
-    async fn make(&self, program: &Program, new: &NewHost, token: String) -> Result<Option<String>, Error> {
+    /// A program may wait for its host for longer than it has, and by then the host works.
+    async fn has_joined(&self, pool: &PoolName, host: HostRequestId) -> bool {
+        let name = pool.clone();
+        let state = self.links.handle.query(move |fleet, _| fleet.pool(&name)?.hosts.get(&host).copied()).await;
+        matches!(state, Ok(Some(Host::Joined(_))))
+    }
+
+    /// On failure also whether no try has run at all.
+    async fn make(&self, program: &Program, new: &NewHost, token: String) -> Result<Option<String>, (String, bool)> {
         let HostTemplate { cpu_milli, memory_bytes, disk_bytes, labels } = new.template.clone();
         let create = Create {
             request: self.request(new.host),
@@ -196,8 +209,17 @@ impl ExecHosts {
             coordinator: self.links.coordinator.clone(),
             token,
         };
-        let made: Created = patiently(|| program.ask(Operation::Create, &create)).await?;
-        Ok(made.instance)
+        let ran = AtomicBool::new(false);
+        let made = patiently(async || {
+            let made = program.ask::<Created>(Operation::Create, &create).await;
+            let has_run = made.as_ref().err().is_none_or(|error| !error.never_ran());
+            ran.fetch_or(has_run, Ordering::Relaxed);
+            made
+        });
+        match made.await {
+            Ok(made) => Ok(made.instance),
+            Err(error) => Err((error.to_string(), !ran.into_inner())),
+        }
     }
 
     async fn end(&self, program: &Program, pool: &PoolName, host: HostRequestId) -> Result<Deleted, Error> {
