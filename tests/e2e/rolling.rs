@@ -307,3 +307,34 @@ async fn the_commands_say_what_a_drain_in_turn_does_and_how_far_it_is() {
     let (_, out, _) = muster(&fleet, &["events"]).await;
     assert!(out.contains("rolling_done") && out.contains("r1: 3 of 3 nodes drained"), "{out}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_of_several_does_what_it_can_and_says_what_was_refused() {
+    let fleet = Fleet::start().await;
+    let _crowd = Crowd::join(&fleet, 2, SLOT).await;
+    all_ready(&fleet, 2).await;
+    // Nobody can delete a host that joined by itself, and nothing goes on.
+    for wait in [&[][..], &["--wait", "--timeout", "60s"]] {
+        let drain = ["node", "drain", "crowd-0", "--reason", "old", "--then", "delete"];
+        let (code, out, err) = muster(&fleet, &[&drain[..], wait].concat()).await;
+        assert_eq!(code, Some(5), "{out}{err}");
+        assert!(err.contains("provider") && !err.contains("goes on") && !err.contains("resumed"), "{err}");
+    }
+    let mut once = some_tasks(&fleet);
+    once.tasks = 1;
+    let other = fleet.client.submit(once.clone()).await;
+    once.body.as_mut().expect("a body").delivery = v1::Delivery::AtMostOnce.into();
+    let once = fleet.client.submit(once).await;
+    fleet.client.running(once, 1).await;
+    let [once, other] = [once, other].map(|id| muster_core::ids::JobId(id).to_string());
+    let (code, _, err) = muster(&fleet, &["job", "cancel", &once, "--reason", "a test"]).await;
+    assert_eq!(code, Some(0), "{err}");
+    eventually("it is over", WAIT, async || {
+        let (_, out, _) = muster(&fleet, &["job", "inspect", &once]).await;
+        out.contains("cancelled").then_some(())
+    })
+    .await;
+    let (code, out, err) = muster(&fleet, &["job", "retry", &once, &other]).await;
+    assert!(code == Some(8) && out.contains(&other) && !out.contains(&once), "{code:?} {out}{err}");
+    assert!(err.contains(&format!("job {once}: ")) && err.contains("at_most_once"), "{err}");
+}

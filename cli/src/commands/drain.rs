@@ -9,11 +9,13 @@ use muster_proto::v1::{
     ListRollingResponse, Node as Shown, OnDrain, RollingDrain,
 };
 use serde_json::{Value, json};
+use tonic::Status;
 
 use super::{
     Context,
     node::{all_nodes, exactly, targets, until},
     partial, show,
+    watch::Breaks,
 };
 use crate::{
     args::{Drain, Drains, Then},
@@ -68,7 +70,10 @@ pub async fn drain(context: &Context, request: Drain) -> Result<ExitCode> {
     ask.dry_run = false;
     let at_once = ask.at_once;
     let done = client.nodes().drain(client.ask(ask)).await?.into_inner();
-    let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
+    if done.nodes.is_empty() {
+        return partial(0, &done.refused, &context.output);
+    }
+    let names: Vec<String> = done.nodes.iter().map(|node| node.name.clone()).collect();
     let undo = match &done.rolling {
         Some(rolling) => format!("muster drain cancel r{}", rolling.rolling),
         None => format!("muster node resume {}", names.join(",")),
@@ -211,8 +216,8 @@ async fn wait_drained(context: &Context, client: &Client, done: &DrainResponse, 
     let all = async {
         // Every change of a node is an event: look at the nodes once, then after each.
         let request = EventsRequest { follow: true, limit: 1, ..EventsRequest::default() };
-        let follow = async || Ok::<_, Failure>(client.fleet().events(request.clone()).await?.into_inner());
-        let mut events = follow().await?;
+        let mut events = client.fleet().events(request.clone()).await?.into_inner();
+        let mut breaks = Breaks::default();
         let mut left_before = usize::MAX;
         loop {
             let nodes = all_nodes(client).await?;
@@ -236,9 +241,22 @@ async fn wait_drained(context: &Context, client: &Client, done: &DrainResponse, 
                 let (drained, all) = (waited.len() - left.len(), waited.len());
                 context.output.say(&format!("{drained} of {all} nodes are drained{}", about(estimate)));
             }
-            if events.message().await?.is_none() {
-                events = follow().await?;
-            }
+            let mut broken = match events.message().await {
+                Ok(Some(_)) => {
+                    breaks.works();
+                    continue;
+                }
+                Ok(None) => Status::unavailable("the coordinator ended the stream"),
+                Err(status) => status,
+            };
+            // The drain goes on without us, also over a restart of the coordinator.
+            events = loop {
+                breaks.wait(client, broken).await?;
+                match client.fleet().events(request.clone()).await {
+                    Ok(events) => break events.into_inner(),
+                    Err(status) => broken = status,
+                }
+            };
         }
     };
     let nodes = context.wait("the drain", &way_back, all).await?;

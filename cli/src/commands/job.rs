@@ -9,7 +9,7 @@ use muster_proto::v1::{
 };
 use serde_json::json;
 
-use super::{Context, fleet, jobs, logs, outputs, run as attached, show, submit, watch::until_finished};
+use super::{Context, fleet, jobs, logs, outputs, partial, run as attached, show, submit, watch::until_finished};
 use crate::{
     args::{Job, Submit},
     client::Client,
@@ -290,9 +290,17 @@ async fn cancel(
     }
     let tasks: Vec<u32> = tasks.map(|(first, last)| (first..=last).collect()).unwrap_or_default();
     let mut list = List::new("Cancelled", &["JOB", "CANCELLED", "STOPPING", "ENDED BEFORE"]);
+    let (alone, mut done_for, mut refused) = (ids.len() == 1, 0, Vec::new());
     for job in ids {
         let request = CancelRequest { job, tasks: tasks.clone(), reason: reason.to_owned() };
-        let done = client.jobs().cancel(client.ask(request)).await?.into_inner();
+        let done = match client.jobs().cancel(client.ask(request)).await {
+            Ok(done) => done.into_inner(),
+            Err(status) => {
+                refused.push(refusal(job, status, alone)?);
+                continue;
+            }
+        };
+        done_for += 1;
         let id = JobId(job).to_string();
         let value = json!({
             "job": id, "cancelled_waiting": done.cancelled_waiting, "stopping": done.stopping,
@@ -309,7 +317,16 @@ async fn cancel(
         );
     }
     context.output.list(&list)?;
-    Ok(Exit::Ok.into())
+    partial(done_for, &refused, &context.output)
+}
+
+/// What one of several jobs was refused for; the others are still asked. What is no refusal ends the command.
+fn refusal(job: u64, status: tonic::Status, alone: bool) -> Result<String> {
+    use tonic::Code::{FailedPrecondition, NotFound, PermissionDenied};
+    if alone || !matches!(status.code(), FailedPrecondition | NotFound | PermissionDenied) {
+        return Err(status.into());
+    }
+    Ok(format!("job {}: {}", JobId(job), status.message()))
 }
 
 async fn effect_of_cancel(client: &Client, ids: &[u64]) -> Result<String> {
@@ -325,15 +342,26 @@ async fn effect_of_cancel(client: &Client, ids: &[u64]) -> Result<String> {
 
 async fn retry(context: &Context, client: &Client, named: &[String]) -> Result<ExitCode> {
     let mut list = List::new("Retried", &["JOB", "TASKS"]);
+    let mut ids = Vec::new();
     for text in named {
-        let job = jobs::resolve(client, text).await?;
-        let done = client.jobs().retry(client.ask(RetryRequest { job })).await?.into_inner();
+        ids.push(jobs::resolve(client, text).await?);
+    }
+    let (alone, mut done_for, mut refused) = (ids.len() == 1, 0, Vec::new());
+    for job in ids {
+        let done = match client.jobs().retry(client.ask(RetryRequest { job })).await {
+            Ok(done) => done.into_inner(),
+            Err(status) => {
+                refused.push(refusal(job, status, alone)?);
+                continue;
+            }
+        };
+        done_for += 1;
         let id = JobId(job).to_string();
         let value = json!({ "job": id, "placed_again": done.placed_again });
         list.push(vec![id.into(), done.placed_again.to_string().into()], value);
     }
     context.output.list(&list)?;
-    Ok(Exit::Ok.into())
+    partial(done_for, &refused, &context.output)
 }
 
 async fn wait(context: &Context, client: &Client, named: &[String], propagate: bool) -> Result<ExitCode> {

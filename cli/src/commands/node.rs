@@ -303,15 +303,15 @@ async fn remove(context: &Context, selector: &Selector, force: bool, reason: &st
     }
     let (mut removed, mut refused) = (Vec::new(), Vec::new());
     let mut first_failure = None;
+    let all = nodes.len();
     for node in &nodes {
         let request = RemoveNodeRequest { node: node.name.clone(), force, reason: reason.to_owned() };
         match client.nodes().remove(client.ask(request)).await {
             Ok(done) => {
-                let done = done.into_inner();
-                refused.extend(done.refused);
+                refused.extend(done.into_inner().refused);
                 removed.push(node.clone());
             }
-            Err(status) if nodes.len() == 1 => return Err(status.into()),
+            Err(status) if all == 1 => return Err(status.into()),
             Err(status) => {
                 refused.push(status.message().to_owned());
                 first_failure.get_or_insert(Failure::from(status));
@@ -321,9 +321,8 @@ async fn remove(context: &Context, selector: &Selector, force: bool, reason: &st
     match first_failure {
         Some(failure) if removed.is_empty() => Err(failure),
         Some(_) | None => {
-            let done = removed.len().saturating_sub(refused.len());
-            context.output.say(&format!("{done} removed"));
-            partial(done, &refused, &context.output)
+            context.output.say(&format!("{} of {all} removed", removed.len()));
+            partial(removed.len(), &refused, &context.output)
         }
     }
 }

@@ -63,24 +63,27 @@ pub(super) async fn drain(
 ) -> Result<v1::DrainResponse, Status> {
     let asked = Asked::read(&request, actor, context.handle.now())?;
     let mut rolling = None;
+    let mut begun = Vec::new();
     match (request.dry_run, request.at_once) {
-        (true, _) => {}
+        (true, _) => begun.clone_from(&chosen),
         (false, Some(at_once)) => {
             let (nodes, order) = (chosen.clone(), asked.rolling(at_once));
             let ask = |request| Event::DrainRolling { request, nodes, order };
             let reply = context.handle.ask(ask).await.map_err(status::stopped)?.map_err(status::denied)?;
-            let Reply::Rolling { rolling: id, refused: others, .. } = reply else {
+            let Reply::Rolling { rolling: id, refused: others, nodes } = reply else {
                 return Err(enrollment::unexpected(&reply));
             };
             rolling = Some(id);
+            begun.extend(nodes);
             refused.extend(others);
         }
         (false, None) => {
             for node in &chosen {
                 let order = asked.order();
                 let drain = |request| Event::Drain { request, node: *node, order };
-                if let Err(denied) = context.handle.ask(drain).await.map_err(status::stopped)? {
-                    refused.push(denied.to_string());
+                match context.handle.ask(drain).await.map_err(status::stopped)? {
+                    Ok(_) => begun.push(*node),
+                    Err(denied) => refused.push(denied.to_string()),
                 }
             }
         }
@@ -88,7 +91,7 @@ pub(super) async fn drain(
     let (shown, dry_run) = (context.clone(), request.dry_run);
     let read = move |fleet: &Fleet, now| {
         let mut response = v1::DrainResponse { refused, ..Default::default() };
-        for id in &chosen {
+        for id in &begun {
             let Some(record) = fleet.node(*id) else { continue };
             response.nodes.push(shown::node(&shown, fleet, *id, record));
             response.blockers.extend(blockers(fleet, *id, asked.deadline, now));

@@ -151,17 +151,18 @@ impl Nodes {
         let request = request.into_inner();
         let reason = convert::reason(&request.reason).map_err(status::rejected)?;
         let (chosen, mut refused) = self.choose(request.selector.unwrap_or_default()).await?;
+        let mut changed = Vec::new();
         for node in &chosen {
             let ask = |request| event(request, *node, Actor(name.clone()), reason.clone());
             match self.0.handle.ask(ask).await.map_err(status::stopped)? {
-                Ok(_) => {}
+                Ok(_) => changed.push(*node),
                 Err(denied) if chosen.len() == 1 => return Err(status::denied(denied)),
                 Err(denied) => refused.push(denied.to_string()),
             }
         }
         let context = self.0.clone();
         let read = move |fleet: &Fleet, _| {
-            let nodes = chosen.into_iter().filter_map(|id| Some(shown::node(&context, fleet, id, fleet.node(id)?)));
+            let nodes = changed.into_iter().filter_map(|id| Some(shown::node(&context, fleet, id, fleet.node(id)?)));
             v1::NodesChanged { nodes: nodes.collect(), refused }
         };
         self.0.handle.query(read).await.map(Response::new).map_err(status::stopped)
