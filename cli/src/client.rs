@@ -33,6 +33,8 @@ pub const SYSTEM_SOCKET: &str = "/var/lib/muster/operator.sock";
 const SERVER_NAME: &str = "muster-coordinator";
 /// A coordinator that does not take a connection in this time is not reachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that says nothing for so long is asked whether it is there, and has as long to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A takeover is done in this time.
 const LEADER_PATIENCE: Duration = Duration::from_secs(15);
 /// Between two rounds; up to a quarter of a second comes on top, so that callers do not come in step.
@@ -184,6 +186,10 @@ fn endpoint() -> Endpoint {
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_adaptive_window(true)
         .tcp_nodelay(true)
+        // A coordinator whose host is gone says nothing: a stream that only reads would wait for it for ever.
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
 }
 
 async fn dial(
@@ -203,6 +209,11 @@ async fn dial(
     endpoint().connect_with_connector(service_fn(dial)).await
 }
 
+/// Not there, no leader, or silent.
+const fn is_passing(code: tonic::Code) -> bool {
+    matches!(code, tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled)
+}
+
 /// Asks all in turn who leads, and goes where a standby points, until one answers as the leader.
 async fn find_leader(server: &Server, addresses: &[String], connector: &tokio_rustls::TlsConnector) -> Result<Channel> {
     let end = tokio::time::Instant::now() + LEADER_PATIENCE;
@@ -218,9 +229,11 @@ async fn find_leader(server: &Server, addresses: &[String], connector: &tokio_ru
                     continue;
                 }
             };
-            match FleetClient::new(channel.clone()).status(StatusRequest {}).await {
+            let mut ask = tonic::Request::new(StatusRequest {});
+            ask.set_timeout(CONNECT_TIMEOUT);
+            match FleetClient::new(channel.clone()).status(ask).await {
                 Ok(_) => return Ok(channel),
-                Err(status) if status.code() == tonic::Code::Unavailable => {
+                Err(status) if is_passing(status.code()) => {
                     let leader = status.metadata().get(LEADER_METADATA).and_then(|leader| leader.to_str().ok());
                     if let Some(leader) = leader.filter(|leader| named.as_deref() != Some(leader)) {
                         left.push_front(leader.to_owned());
