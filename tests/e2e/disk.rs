@@ -62,13 +62,21 @@ async fn on_a_nearly_full_disk_running_work_ends_and_new_work_is_refused() {
     fleet.client.node_in("n1", "ready").await;
     let short = fleet.client.submit(fleet.script("sleep 3; exit 7")).await;
     let long = fleet.client.submit(fleet.script("sleep 600")).await;
+    let mut template = fleet.script("sleep 3; head -c 200000 /dev/zero > big");
+    template.body.as_mut().expect("a script has a body").outputs = vec![bytes::Bytes::from_static(b"big")];
+    let brings = fleet.client.submit(template).await;
     fleet.client.running(short, 1).await;
+    fleet.client.running(brings, 1).await;
     fleet.client.running(long, 1).await;
 
     let ballast = fill(&fleet.data(), 2 << 20);
     let refused = fleet.client.try_submit("more", fleet.script("echo more")).await.expect_err("there is no room");
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     assert!(refused.message().contains("MiB are left"), "{refused}");
+    let chunk = v1::BlobChunk { digest: bytes::Bytes::new(), data: vec![7; 100_000].into() };
+    let blob =
+        fleet.client.jobs.clone().store_blob(futures_util::stream::iter([chunk])).await.expect_err("there is no room");
+    assert_eq!(blob.code(), Code::ResourceExhausted, "{blob}");
     let request = v1::CancelRequest { job: long, tasks: Vec::new(), reason: String::from("a test") };
     fleet.client.jobs.clone().cancel(request).await.expect("a cancel is stored");
     assert_eq!(fleet.client.finished(long, WAIT).await.end(0), Reason::Cancelled(v1::Empty {}));
@@ -76,7 +84,11 @@ async fn on_a_nearly_full_disk_running_work_ends_and_new_work_is_refused() {
     let alarms = fleet.client.fleet.clone().status(v1::StatusRequest {}).await.expect("a status").into_inner().alarms;
     assert!(alarms.iter().any(|alarm| alarm.contains("nearly full")), "{alarms:?}");
 
+    // The file of an ended task waits on its host for the room.
+    assert_eq!(fleet.client.summary(brings).await.state, "running");
     fs::remove_file(ballast).expect("our own file");
+    let brought = fleet.client.finished(brings, WAIT).await;
+    assert_eq!((brought.end(0), brought.last_attempt(0).outputs.len()), (Reason::Succeeded(v1::Empty {}), 1));
     assert_eq!(fleet.client.run(fleet.script("echo more")).await.end(0), Reason::Succeeded(v1::Empty {}));
 }
 

@@ -368,7 +368,7 @@ impl Upload {
             return Ok(strange);
         }
         // Hosts keep output until it is stored.
-        self.context.room.check().map_err(status::full)?;
+        self.context.room.check().await.map_err(status::no_room)?;
         let logs = self.context.logs.clone();
         let kept = blocking(move || logs.append(&chunks).map_err(status::log)).await?;
         let answers = kept.into_iter().map(|(attempt, stream, offset)| {

@@ -12,6 +12,9 @@ use tonic::{Response, Status, Streaming};
 use super::{Answers, Context, blocking, status};
 use crate::blobs::Digest;
 
+/// Between two looks at the room that is left.
+const ROOM_EVERY: usize = 16 << 20;
+
 /// Chunks read ahead of a slow receiver.
 const AHEAD: usize = 4;
 
@@ -19,6 +22,7 @@ pub(super) async fn store(
     context: &Arc<Context>,
     mut chunks: Streaming<v1::BlobChunk>,
 ) -> Result<Response<v1::BlobRef>, Status> {
+    context.room.check().await.map_err(status::no_room)?;
     let Some(first) = chunks.message().await? else { return Err(Status::invalid_argument("a blob has a first chunk")) };
     let announced = match first.digest.len() {
         0 => None,
@@ -30,7 +34,14 @@ pub(super) async fn store(
     let blobs = context.blobs.clone();
     let mut incoming = blocking(move || blobs.begin(announced).map_err(status::blob)).await?;
     let mut data = first.data;
+    let mut unlooked = 0;
     loop {
+        unlooked += data.len();
+        if unlooked >= ROOM_EVERY {
+            // What is under way has to be stored, too: a blob may be larger than the disk.
+            context.room.check().await.map_err(status::no_room)?;
+            unlooked = 0;
+        }
         incoming = blocking(move || incoming.write(&data).map(|()| incoming).map_err(status::blob)).await?;
         match chunks.message().await? {
             Some(chunk) => data = chunk.data,

@@ -35,7 +35,7 @@ impl v1::fleet_server::Fleet for FleetService {
         let started = self.0.started;
         let read = move |fleet: &Fleet, now| status_of(fleet, started, now);
         let mut status = self.0.handle.query(read).await.map_err(status::stopped)?;
-        status.alarms.extend(self.0.room.check().err().map(|full| full.to_string()));
+        status.alarms.extend(self.0.room.check().await.err().map(|lack| lack.to_string()));
         let reader = self.0.reader.clone();
         let last = HistoryQuery { limit: 1, newest: true, ..Default::default() };
         let entries = blocking(move || reader.history(&last).map_err(status::store)).await?;

@@ -52,7 +52,7 @@ impl v1::jobs_server::Jobs for Jobs {
 
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
         let (name, _) = person(&request)?;
-        self.0.room.check().map_err(status::full)?;
+        self.0.room.check().await.map_err(status::no_room)?;
         let request = request.into_inner();
         let key = convert::idempotency_key(&request.idempotency_key).map_err(status::rejected)?;
         let Some(wire) = request.template else { return Err(Status::invalid_argument("template: is missing")) };
@@ -186,7 +186,6 @@ impl v1::jobs_server::Jobs for Jobs {
     }
 
     async fn store_blob(&self, request: Request<Streaming<v1::BlobChunk>>) -> Result<Response<v1::BlobRef>, Status> {
-        self.0.room.check().map_err(status::full)?;
         blobs::store(&self.0, request.into_inner()).await
     }
 

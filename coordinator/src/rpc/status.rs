@@ -66,8 +66,11 @@ pub fn log(error: logs::Error) -> Status {
 
 /// No room for more.
 #[must_use]
-pub fn full(full: room::Full) -> Status {
-    Status::resource_exhausted(full.to_string())
+pub fn no_room(lack: room::NoRoom) -> Status {
+    match &lack {
+        room::NoRoom::Full { .. } => Status::resource_exhausted(lack.to_string()),
+        room::NoRoom::Silent => Status::unavailable(lack.to_string()),
+    }
 }
 
 /// What a job runs.
