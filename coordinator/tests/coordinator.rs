@@ -126,11 +126,15 @@ async fn output_is_followed_while_it_comes() {
 
     let gap = tokio_stream::iter([chunk(100, "x")]);
     let mut acks = session.agent.upload_logs(gap).await.unwrap().into_inner();
-    assert_eq!(acks.message().await.unwrap_err().code(), Code::OutOfRange);
+    let ack = acks.message().await.unwrap().unwrap();
+    assert_eq!(ack.offset, 8, "the answer says from where on to send");
     let strange = v1::AttemptId { job: 7, task: 0, number: 1 };
     let foreign = tokio_stream::iter([v1::LogChunk { attempt: Some(strange), ..chunk(0, "x") }]);
     let mut acks = session.agent.upload_logs(foreign).await.unwrap().into_inner();
-    assert_eq!(acks.message().await.unwrap_err().code(), Code::PermissionDenied);
+    let ack = acks.message().await.unwrap().unwrap();
+    assert_eq!((ack.attempt, ack.offset), (Some(strange), 1), "nobody would read it: it is taken, and dropped");
+    let logs = folder.path().join("logs");
+    assert_eq!(std::fs::read_dir(logs).unwrap().count(), 1, "of the one job that there is");
     drop((session, jobs));
     coordinator.stop().await;
 }
