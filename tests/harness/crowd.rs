@@ -158,6 +158,7 @@ impl Crowd {
             life: self.life,
             lease_end: None,
             sent: BTreeMap::new(),
+            is_ending: false,
         };
         let address = fleet.address.split(',').map(str::to_owned).collect();
         self.tasks.push(tokio::spawn(agent.run(identity, address)));
@@ -257,6 +258,8 @@ struct Agent {
     lease_end: Option<Instant>,
     /// When heartbeats were sent that have no answer yet.
     sent: BTreeMap<u64, Instant>,
+    /// Its provider is told to end its host.
+    is_ending: bool,
 }
 
 /// Why a stream is over.
@@ -281,6 +284,10 @@ impl Agent {
                     self.connected.fetch_sub(1, Ordering::Relaxed);
                     self.note(broken);
                     let _ = self.apply(HostEvent::Disconnected);
+                    if self.is_ending {
+                        // The host went with its agent.
+                        return;
+                    }
                     until(Instant::now() + reconnect.next_wait()).await;
                 }
                 Err(error) => {
@@ -396,10 +403,15 @@ impl Agent {
                 self.tell(out, HostEvent::DrainAsked { revision, refusable }).await
             }
             From::Reopen(reopen) => {
+                self.is_ending = false;
                 self.tell(out, HostEvent::ReopenOrdered { revision: Revision(reopen.revision) }).await
             }
-            // A crowd has no host to leave.
-            From::Welcome(_) | From::DrainNotice(_) | From::Release(_) => Ok(()),
+            // A crowd has no host to leave; a provider may end one.
+            From::Release(release) => {
+                self.is_ending = release.then() == v1::release::Then::Delete;
+                Ok(())
+            }
+            From::Welcome(_) | From::DrainNotice(_) => Ok(()),
         }
     }
 
