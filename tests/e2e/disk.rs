@@ -39,6 +39,24 @@ fn move_to_small_disk(fleet: &Fleet) -> Disk {
     disk
 }
 
+/// A node whose agent and spawner have a disk of 32 MiB.
+async fn node_on_small_disk(fleet: &mut Fleet) -> Disk {
+    let folder = fleet.folder().join("full");
+    fs::create_dir(&folder).expect("a folder in our own");
+    let disk = Disk::at(&folder, "size=32m");
+    fleet.add_node("full", &NodeOptions::default()).await;
+    disk
+}
+
+/// A small job that is tried once.
+fn once(fleet: &Fleet, script: &str) -> v1::JobTemplate {
+    let mut template = fleet.script(script);
+    let body = template.body.as_mut().expect("a script has a body");
+    body.request = Some(v1::Resources { cpu_milli: 100, memory_bytes: 64 << 20, disk_bytes: 1 << 20 });
+    template.retries = Some(v1::RetryPolicy { failed: Some(0), lost: Some(0), drained: None });
+    template
+}
+
 /// Takes all but so many bytes of the disk.
 fn fill(folder: &Path, left: u64) -> PathBuf {
     let disk = nix::sys::statvfs::statvfs(folder).expect("a mounted disk");
@@ -131,23 +149,16 @@ async fn on_a_hosts_full_disk_running_work_keeps_its_end_and_lost_output_is_told
         skip!("only root mounts a small disk");
     }
     let mut fleet = Fleet::start().await;
-    let folder = fleet.folder().join("full");
-    fs::create_dir(&folder).expect("a folder in our own");
-    let _disk = Disk::at(&folder, "size=32m");
-    fleet.add_node("full", &NodeOptions::default()).await;
+    let disk = node_on_small_disk(&mut fleet).await;
     let scripts = ["sleep 3; exit 7", "sleep 3; head -c 4M /dev/zero", "sleep 3; head -c 4M /dev/zero; exit 9"];
     let mut jobs = Vec::new();
     for script in scripts {
-        let mut template = fleet.script(script);
-        let body = template.body.as_mut().expect("a script has a body");
-        body.request = Some(v1::Resources { cpu_milli: 100, memory_bytes: 64 << 20, disk_bytes: 1 << 20 });
-        template.retries = Some(v1::RetryPolicy { failed: Some(0), lost: Some(0), drained: None });
-        jobs.push(fleet.client.submit(template).await);
+        jobs.push(fleet.client.submit(once(&fleet, script)).await);
     }
     for job in &jobs {
         fleet.client.running(*job, 1).await;
     }
-    let ballast = fill(&folder, 0);
+    let ballast = fill(&disk.0, 0);
     let mut ends = Vec::new();
     for job in jobs {
         let done = fleet.client.finished(job, WAIT).await;
@@ -177,17 +188,10 @@ async fn what_was_spooled_before_a_hosts_disk_was_full_is_stored_before_its_end_
         skip!("only root mounts a small disk");
     }
     let mut fleet = Fleet::start().await;
-    let folder = fleet.folder().join("full");
-    fs::create_dir(&folder).expect("a folder in our own");
-    let _disk = Disk::at(&folder, "size=32m");
-    fleet.add_node("full", &NodeOptions::default()).await;
-    let mut template = fleet.script("sleep 3; head -c 4M /dev/zero");
-    let body = template.body.as_mut().expect("a script has a body");
-    body.request = Some(v1::Resources { cpu_milli: 100, memory_bytes: 64 << 20, disk_bytes: 1 << 20 });
-    template.retries = Some(v1::RetryPolicy { failed: Some(0), lost: Some(0), drained: None });
-    let job = fleet.client.submit(template).await;
+    let disk = node_on_small_disk(&mut fleet).await;
+    let job = fleet.client.submit(once(&fleet, "sleep 3; head -c 4M /dev/zero")).await;
     fleet.client.running(job, 1).await;
-    let ballast = fill(&folder, 2 << 20);
+    let ballast = fill(&disk.0, 2 << 20);
     fleet.kill_coordinator();
     eventually("its output does not fit", WAIT, async || {
         fleet.node("full").agent.as_ref().expect("it runs").log().contains("output is lost").then_some(())

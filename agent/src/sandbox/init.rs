@@ -88,6 +88,13 @@ struct Parked {
     stack: Vec<u8>,
 }
 
+impl Parked {
+    /// The lease with which the ordered job ends, if it does.
+    fn lease_of(&self, order: &Order<'_>) -> Option<&LeaseView> {
+        self.lease.get().filter(|_| order.exclusive)
+    }
+}
+
 /// An order as it arrived: the packet that it points into, and what came beside it.
 struct Arrived {
     bytes: Vec<u8>,
@@ -141,8 +148,7 @@ fn serve(blueprint: &Blueprint<'_>, parked: &mut Parked, arrived: Arrived) -> Re
     }
     let inputs_us = sys::boottime_us();
     // To copy may take longer than the lease: not one instruction of the job runs after it (FL-3).
-    let lease = parked.lease.get().filter(|_| order.exclusive);
-    if lease.is_some_and(|lease| lease.deadline_ms().saturating_mul(1_000) <= inputs_us) {
+    if parked.lease_of(&order).is_some_and(|lease| lease.deadline_us() <= inputs_us) {
         status::send(control, &Status::LeaseEnded { boottime_us: inputs_us }, &[])
             .map_err(Failure::at(Step::Parent))?;
         return Ok(Remains::Traces);
@@ -150,7 +156,7 @@ fn serve(blueprint: &Blueprint<'_>, parked: &mut Parked, arrived: Arrived) -> Re
     let job = start_job(blueprint, parked, &order, &arrived)?;
     let started_us = sys::boottime_us();
     let _told = status::send(control, &Status::Started { received_us, inputs_us, started_us }, &[]);
-    let lease = parked.lease.get().filter(|_| order.exclusive);
+    let lease = parked.lease_of(&order);
     let watch = Watch::new(control, &parked.children, job, lease, &order, started_us);
     // What the job has is the job's: its pipes must end with it, its inputs be given back.
     drop(arrived);

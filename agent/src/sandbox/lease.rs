@@ -79,6 +79,11 @@ impl LeasePage {
         unsafe { self.map.as_ref() }.load(Ordering::Acquire)
     }
 
+    /// The same in microseconds, which cannot overflow: a lease that never ends stays one.
+    pub fn deadline_us(&self) -> u64 {
+        self.deadline_ms().saturating_mul(1_000)
+    }
+
     /// Moves the end; only to later, because an earlier one was already relied on.
     pub fn extend(&self, deadline_ms: u64) {
         // SAFETY: mapped for as long as self lives.
@@ -111,6 +116,11 @@ impl LeaseView {
     pub fn deadline_ms(&self) -> u64 {
         // SAFETY: mapped until this process ends.
         unsafe { self.map.as_ref() }.load(Ordering::Acquire)
+    }
+
+    /// The same in microseconds.
+    pub fn deadline_us(&self) -> u64 {
+        self.deadline_ms().saturating_mul(1_000)
     }
 }
 

@@ -93,7 +93,7 @@ impl<'a> Watch<'a> {
         if self.kill_at_us.is_some() {
             return self.kill_at_us;
         }
-        let lease = self.lease.map(lease_end_us);
+        let lease = self.lease.map(LeaseView::deadline_us);
         [lease, self.limit_at_us].into_iter().flatten().min()
     }
 
@@ -133,7 +133,7 @@ impl<'a> Watch<'a> {
             return now >= kill_at;
         }
         // Looked up anew: the lease may have been extended while we slept.
-        let lease_end = self.lease.map(lease_end_us).filter(|end| now >= *end);
+        let lease_end = self.lease.map(LeaseView::deadline_us).filter(|end| now >= *end);
         let limit = self.limit_at_us.filter(|at| now >= *at);
         let (status, kill_at_us) = match (lease_end, limit) {
             (Some(end), _) => (Status::LeaseEnded { boottime_us: now }, end.saturating_add(TERM_MS * 1_000)),
@@ -171,10 +171,6 @@ pub fn until_over(mut watch: Watch<'_>) -> Over {
             return Over::Grace;
         }
     }
-}
-
-fn lease_end_us(lease: &LeaseView) -> u64 {
-    lease.deadline_ms().saturating_mul(1_000)
 }
 
 fn timeout_until(due_us: u64) -> c_int {

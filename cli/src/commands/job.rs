@@ -281,10 +281,7 @@ async fn cancel(
     tasks: Option<(u32, u32)>,
     reason: &str,
 ) -> Result<ExitCode> {
-    let mut ids = Vec::new();
-    for text in named {
-        ids.push(jobs::resolve(client, text).await?);
-    }
+    let ids = jobs::resolve_all(client, named).await?;
     if ids.len() > 1 {
         context.confirm(&effect_of_cancel(client, &ids).await?)?;
     }
@@ -342,10 +339,7 @@ async fn effect_of_cancel(client: &Client, ids: &[u64]) -> Result<String> {
 
 async fn retry(context: &Context, client: &Client, named: &[String]) -> Result<ExitCode> {
     let mut list = List::new("Retried", &["JOB", "TASKS"]);
-    let mut ids = Vec::new();
-    for text in named {
-        ids.push(jobs::resolve(client, text).await?);
-    }
+    let ids = jobs::resolve_all(client, named).await?;
     let (alone, mut done_for, mut refused) = (ids.len() == 1, 0, Vec::new());
     for job in ids {
         let done = match client.jobs().retry(client.ask(RetryRequest { job })).await {
@@ -365,10 +359,7 @@ async fn retry(context: &Context, client: &Client, named: &[String]) -> Result<E
 }
 
 async fn wait(context: &Context, client: &Client, named: &[String], propagate: bool) -> Result<ExitCode> {
-    let mut ids = Vec::new();
-    for text in named {
-        ids.push(jobs::resolve(client, text).await?);
-    }
+    let ids = jobs::resolve_all(client, named).await?;
     let shown: Vec<String> = ids.iter().map(|id| JobId(*id).to_string()).collect();
     let way_back = format!("`muster job wait {}` comes back to it.", shown.join(" "));
     let all = async {

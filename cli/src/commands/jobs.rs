@@ -24,6 +24,15 @@ pub fn split_task(text: &str) -> Result<(&str, Option<u32>)> {
     }
 }
 
+/// The jobs that were named; one that is not there ends the command before anything is done.
+pub async fn resolve_all(client: &Client, named: &[String]) -> Result<Vec<u64>> {
+    let mut ids = Vec::new();
+    for text in named {
+        ids.push(resolve(client, text).await?);
+    }
+    Ok(ids)
+}
+
 /// The job that is meant.
 pub async fn resolve(client: &Client, text: &str) -> Result<u64> {
     let shown = escape::text(text);

@@ -189,9 +189,13 @@ impl ExecHosts {
 
     /// A program may wait for its host for longer than it has, and by then the host works.
     async fn has_joined(&self, pool: &PoolName, host: HostRequestId) -> bool {
+        matches!(self.state_of(pool, host).await, Some(Host::Joined(_)))
+    }
+
+    async fn state_of(&self, pool: &PoolName, host: HostRequestId) -> Option<Host> {
         let name = pool.clone();
-        let state = self.links.handle.query(move |fleet, _| fleet.pool(&name)?.hosts.get(&host).copied()).await;
-        matches!(state, Ok(Some(Host::Joined(_))))
+        let state = self.links.handle.query(move |fleet, _| fleet.pool(&name)?.hosts.get(&host).copied());
+        state.await.ok().flatten()
     }
 
     /// On failure also whether no try has run at all.
@@ -250,9 +254,7 @@ impl ExecHosts {
 
     /// The last chance to see what became of a host that is ended before anybody has heard of it.
     async fn tell_why_it_did_not_join(&self, program: &Program, pool: &PoolName, host: HostRequestId) {
-        let name = pool.clone();
-        let state = self.links.handle.query(move |fleet, _| fleet.pool(&name)?.hosts.get(&host).copied()).await;
-        if let Ok(Some(Host::Deleting { node: None, .. })) = state
+        if let Some(Host::Deleting { node: None, .. }) = self.state_of(pool, host).await
             && let Ok(described) = program.ask::<Described>(Operation::Describe, &self.which(pool, host)).await
         {
             tracing::warn!(%pool, host = host.0, "a host that did not join is ended: {}", described.summary);

@@ -49,7 +49,7 @@ impl Keeper {
             Some(("profile", "spawner.toml does not allow so weak a profile".to_owned()))
         };
         // Its inputs may have taken the agent longer than the lease: the task may be placed elsewhere by now (FL-3).
-        let too_late = start.exclusive && self.lease.deadline_ms().saturating_mul(1_000) <= requested_us;
+        let too_late = start.exclusive && self.lease.deadline_us() <= requested_us;
         let verdict = match refused {
             Some((fence, reason)) => Verdict::Refused { fence: fence.to_owned(), reason },
             None if too_late => Verdict::LeaseEnded,

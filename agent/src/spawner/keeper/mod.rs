@@ -364,7 +364,7 @@ impl Keeper {
     }
 
     fn lease_due_us(&self) -> Option<u64> {
-        (!self.fenced.is_empty()).then(|| self.lease.deadline_ms().saturating_mul(1_000))
+        (!self.fenced.is_empty()).then(|| self.lease.deadline_us())
     }
 
     /// Ends all that runs: with its own grace, or at most with this one.
