@@ -13,7 +13,7 @@ use super::{Fleet, Output, Timer, record};
 use crate::{
     denied::Denied,
     effect::{DrainNotice, Effect, Reply, StopReason, Subject},
-    event::{DrainOrder, DrainThen},
+    event::{DrainOrder, DrainThen, Hello},
     ids::{Actor, AttemptId, NodeId, Revision, SessionId},
     limits,
     mutation::{self, Mutation},
@@ -241,10 +241,14 @@ impl Fleet {
     }
 
     /// Its provider was told to end its host, and it speaks once more: it may hear again that it is to go, if that
-    /// is what it waits for, and gets no work that would die with it.
-    pub(super) fn is_being_deleted(&self, id: NodeId, closed_for: Revision) -> bool {
-        let duty = self.nodes.get(&id).map(|node| &node.record.duty);
-        let waits = matches!(duty, Some(Duty::Stopping { drain, .. }) if drain.revision == closed_for);
+    /// is what it waits for, and gets no work that would die with it. Another life of it proved nothing (FL-7): a
+    /// hello names the drain also before the closure is on disk.
+    pub(super) fn is_being_deleted(&self, id: NodeId, hello: &Hello) -> bool {
+        let waits = self.nodes.get(&id).is_some_and(|node| {
+            let is_told = |drain: &Drain| drain.revision == hello.closed_for_drain;
+            node.record.boot_id == hello.boot_id
+                && matches!(&node.record.duty, Duty::Stopping { drain, .. } if is_told(drain))
+        });
         self.has_deletion(id) && !waits
     }
 

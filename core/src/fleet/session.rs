@@ -16,11 +16,11 @@ use crate::{
     denied::Denied,
     effect::{Effect, Reply, StopReason, Subject},
     end::{End, NodeLoss},
-    event::{DrainThen, Held, HeldPhase, Hello, HostSample},
+    event::{Held, HeldPhase, Hello, HostSample},
     ids::{AttemptId, Epoch, HostRequestId, Incarnation, NodeId, PoolName, Revision, SessionId},
     lease, limits,
     mutation::{self, Mutation},
-    node::{Drain, Duty, Hold, Liveness, Node, NodeRecord},
+    node::{Duty, Hold, Liveness, Node, NodeRecord},
     pool::{Host, Made},
     resources::Resources,
     time::{Millis, Timestamp},
@@ -112,7 +112,7 @@ impl Fleet {
             out.effects.push(Effect::CloseSession { node: id, session, reason });
             return;
         }
-        if self.is_being_deleted(id, hello.closed_for_drain) {
+        if self.is_being_deleted(id, &hello) {
             let reason = String::from("the provider was told to end this host: it gets no more work");
             out.effects.push(Effect::CloseSession { node: id, session, reason });
             return;
@@ -177,9 +177,10 @@ impl Fleet {
             record.duty = Duty::Eligible;
         }
         if let Duty::Drained { drain, .. } | Duty::Stopping { drain, .. } = &record.duty
-            && (hello.closed_for_drain != drain.revision || !hello.held.is_empty() || proves_anew(drain, rebooted))
+            && (hello.closed_for_drain != drain.revision || !hello.held.is_empty() || rebooted)
         {
-            // A copied or restored disk: what speaks now is not what proved itself empty (FL-7).
+            // A copied or restored disk: what speaks now is not what proved itself empty (FL-7). One that says it is
+            // closed may have it on no disk yet, and then obeys no release: each life proves it for itself.
             record.duty = Duty::Draining(drain.clone());
         }
         if hello.closed_for_drain > record.drain_revision {
@@ -477,12 +478,6 @@ impl Fleet {
         }
         self.reindex(id);
     }
-}
-
-/// What one life of a host has proved is not another's: one that says it is closed may have it on no disk yet, and then
-/// obeys no release. A host that its provider ends goes whatever it says.
-fn proves_anew(drain: &Drain, rebooted: bool) -> bool {
-    rebooted && drain.order.then != DrainThen::Delete
 }
 
 /// It proved itself empty and was told to go; no provider says whether it did.
