@@ -124,7 +124,6 @@ struct Collecting {
     attempt: AttemptKey,
     socket: OwnedFd,
     pidfd: OwnedFd,
-    left: usize,
 }
 
 const LISTENER: u64 = 0;

@@ -44,7 +44,7 @@ impl Keeper {
             Ok((socket, pidfd)) => {
                 let token = self.new_token();
                 if self.watch(socket.as_fd(), token, EpollFlags::EPOLLIN).is_ok() {
-                    self.collecting.insert(token, Collecting { attempt: key, socket, pidfd, left: paths.len() });
+                    self.collecting.insert(token, Collecting { attempt: key, socket, pidfd });
                 }
             }
             Err(error) => self.deny(Some(key), format!("outputs: {error}")),
@@ -53,11 +53,10 @@ impl Keeper {
 
     pub(super) fn hear_collector(&mut self, token: u64) {
         loop {
-            let Some(collecting) = self.collecting.get_mut(&token) else { return };
+            let Some(collecting) = self.collecting.get(&token) else { return };
             let attempt = collecting.attempt;
             match socket::receive::<(Vec<u8>, Collected)>(collecting.socket.as_fd(), &mut self.buffer) {
                 Ok(Received::Message(file, descriptors)) => {
-                    collecting.left = collecting.left.saturating_sub(1);
                     self.tell(
                         &Event::Outputs { attempt, files: vec![file], last: false },
                         descriptors.into_iter().map(Rc::new).collect(),
