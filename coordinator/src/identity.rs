@@ -7,7 +7,8 @@
 use std::{
     fs,
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -18,6 +19,10 @@ use muster_core::{
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
+};
+use rustls::{
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
 };
 use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _,
@@ -155,8 +160,26 @@ pub enum Caller {
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     ca: CertificateDer<'static>,
-    server: (CertificateDer<'static>, Vec<u8>),
+    server: Arc<Served>,
     seal: Seal,
+    pki: PathBuf,
+    sans: Vec<String>,
+}
+
+/// What the server shows of itself: whoever connects after a renewal sees the new certificate, who is connected stays.
+#[derive(Debug)]
+struct Served(RwLock<Arc<CertifiedKey>>);
+
+impl Served {
+    fn now(&self) -> Arc<CertifiedKey> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ResolvesServerCert for Served {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.now())
+    }
 }
 
 impl std::fmt::Debug for Authority {
@@ -191,7 +214,7 @@ impl Authority {
         write_durably(&pki.join("ca.pem"), ca.pem().as_bytes(), 0o644)?;
         write_durably(&pki.join("ca.key"), key.serialize_pem().as_bytes(), 0o600)?;
         let issuer = Issuer::new(params, key);
-        issue_server(&issuer, pki, sans)?;
+        issue_server(&issuer, pki, sans, SERVER_LIFE)?;
         let admin = new_key()?;
         let pem = person_certificate(&issuer, "admin", Role::Admin, &admin)?;
         write_durably(&pki.join("admin.pem"), pem.as_bytes(), 0o644)?;
@@ -212,7 +235,7 @@ impl Authority {
             write_durably(&pki.join(name), &bytes, mode)?;
         }
         let issuer = Issuer::from_ca_cert_der(&ca, key).map_err(certificate("read", "the CA's certificate"))?;
-        issue_server(&issuer, pki, sans)
+        issue_server(&issuer, pki, sans, SERVER_LIFE)
     }
 
     /// Reads what [`Self::create`] made; makes the server's certificate anew when it ends soon.
@@ -227,11 +250,24 @@ impl Authority {
         let server = pki.join("server.pem");
         let ends_soon = read_pem(&server).map_or(true, |certificate| life_left(&certificate) < SERVER_RENEW);
         if ends_soon {
-            issue_server(&issuer, pki, sans)?;
+            issue_server(&issuer, pki, sans, SERVER_LIFE)?;
         }
-        let key = read_key(&pki.join("server.key"))?;
-        let server = (read_pem(&server)?, key.serialize_der());
-        Ok(Self { issuer, ca, server, seal })
+        let server = Arc::new(Served(RwLock::new(read_server(pki, &ca)?)));
+        Ok(Self { issuer, ca, server, seal, pki: pki.to_owned(), sans: sans.to_vec() })
+    }
+
+    /// Makes the server's certificate anew when it ends soon: a coordinator may run for years. Says whether it did.
+    ///
+    /// # Errors
+    /// The folder cannot be read or written; the certificate from before is shown on.
+    pub fn renew_server(&self) -> Result<bool, Error> {
+        if self.server.now().cert.first().is_some_and(|leaf| life_left(leaf) >= SERVER_RENEW) {
+            return Ok(false);
+        }
+        issue_server(&self.issuer, &self.pki, &self.sans, SERVER_LIFE)?;
+        let renewed = read_server(&self.pki, &self.ca)?;
+        *self.server.0.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+        Ok(true)
     }
 
     /// Seals what hosts keep for the next leader.
@@ -288,15 +324,11 @@ impl Authority {
             .allow_unauthenticated()
             .build()
             .map_err(|error| Error::Tls(rustls::Error::General(error.to_string())))?;
-        let (leaf, key) = &self.server;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.clone()));
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(Error::Tls)?
             .with_client_cert_verifier(verifier)
-            // The CA goes along, so that a joining host can check it against its token.
-            .with_single_cert(vec![leaf.clone(), self.ca.clone()], key)
-            .map_err(Error::Tls)?;
+            .with_cert_resolver(self.server.clone());
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(config)
     }
@@ -383,9 +415,9 @@ fn person_certificate(issuer: &Issuer<'_, KeyPair>, name: &str, role: Role, key:
     params.signed_by(key, issuer).map(|signed| signed.pem()).map_err(certificate("sign", name))
 }
 
-fn issue_server(issuer: &Issuer<'_, KeyPair>, pki: &Path, sans: &[String]) -> Result<(), Error> {
+fn issue_server(issuer: &Issuer<'_, KeyPair>, pki: &Path, sans: &[String], life: Duration) -> Result<(), Error> {
     let key = new_key()?;
-    let mut params = named(SERVER_NAME, SERVER_LIFE);
+    let mut params = named(SERVER_NAME, life);
     let usual = ["localhost", SERVER_NAME, "127.0.0.1", "::1"].map(str::to_owned);
     for san in usual.iter().chain(sans) {
         params.subject_alt_names.push(match san.parse::<IpAddr>() {
@@ -400,6 +432,15 @@ fn issue_server(issuer: &Issuer<'_, KeyPair>, pki: &Path, sans: &[String]) -> Re
     // The key first: a certificate without its key would not start, and is made anew then.
     write_durably(&pki.join("server.key"), key.serialize_pem().as_bytes(), 0o600)?;
     write_durably(&pki.join("server.pem"), signed.pem().as_bytes(), 0o644).map_err(Error::from)
+}
+
+fn read_server(pki: &Path, ca: &CertificateDer<'static>) -> Result<Arc<CertifiedKey>, Error> {
+    let key = read_key(&pki.join("server.key"))?.serialize_der();
+    // The CA goes along, so that a joining host can check it against its token.
+    let chain = vec![read_pem(&pki.join("server.pem"))?, ca.clone()];
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
+    let provider = rustls::crypto::ring::default_provider();
+    CertifiedKey::from_der(chain, key, &provider).map(Arc::new).map_err(Error::Tls)
 }
 
 /// When the certificate in this file ends.
@@ -455,6 +496,25 @@ mod tests {
         assert!(authority.server_config().is_ok());
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(pki.join("ca.key")).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_server_that_runs_on_shows_a_new_certificate_before_the_old_one_ends() {
+        let root = tempfile::tempdir().unwrap();
+        let pki = root.path().join("pki");
+        Authority::create(&pki, &[]).unwrap();
+        let authority = Authority::open(&pki, &["fleet.example".to_owned()]).unwrap();
+        assert!(!authority.renew_server().unwrap(), "it has a year");
+
+        issue_server(&authority.issuer, &pki, &[], DAY * 80).unwrap();
+        *authority.server.0.write().unwrap() = read_server(&pki, &authority.ca).unwrap();
+        let shown = || authority.server.now().cert[0].clone();
+        let old = shown();
+        assert!(authority.renew_server().unwrap());
+        assert_ne!(shown(), old);
+        assert!(life_left(&shown()) > DAY * 300);
+        assert_eq!(read_pem(&pki.join("server.pem")).unwrap(), shown(), "it is there at the next start");
+        assert!(!authority.renew_server().unwrap());
     }
 
     #[test]

@@ -30,6 +30,7 @@ use tower::{Layer as _, Service};
 
 use crate::{
     blobs::{self, Blobs},
+    chain,
     clock::Clock,
     config::Config,
     driver::{self, Handle, Setup},
@@ -64,6 +65,8 @@ const HOST_ORDERS_MAX: usize = 4_096;
 /// Open streams get this long to end when the coordinator stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How often the server looks whether its certificate ends soon.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(86_400);
 
 /// Why the coordinator does not run.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +139,7 @@ pub struct Running {
     /// Where agents and operators dial.
     pub address: SocketAddr,
     part: Part,
+    authority: Arc<Authority>,
     stop: oneshot::Sender<()>,
     server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     _folder: Folder,
@@ -231,7 +235,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let port_file = config.port_file.clone();
     let shell = Shell {
         files,
-        authority,
+        authority: authority.clone(),
         advertised,
         door: Door::default(),
         health,
@@ -250,7 +254,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         write_durably(&file, format!("{address}\n").as_bytes(), 0o644)?;
     }
     tracing::info!(%address, fleet = marker.fleet, "the coordinator serves");
-    Ok(Running { address, part, stop, server, _folder: folder })
+    Ok(Running { address, part, authority, stop, server, _folder: folder })
 }
 
 fn open_file(folder: &Folder) -> Result<Opened, Error> {
@@ -397,7 +401,7 @@ impl Running {
     /// # Errors
     /// The driver or the server failed, or another coordinator leads.
     pub async fn until(self, end: impl Future<Output = ()>) -> Result<(), Error> {
-        let Self { part, stop, mut server, _folder, .. } = self;
+        let Self { part, authority, stop, mut server, _folder, .. } = self;
         let (mut led, mut standby) = match part {
             Part::Leads(led) => (Some(led), None),
             Part::StandsBy(standby) => (None, Some(standby)),
@@ -422,6 +426,7 @@ impl Running {
                     return Err(Error::Serve(error));
                 }
             }
+            () = keep_certificate(authority) => {}
             () = end => {}
         }
         // The server takes no new calls; the driver answers those that it has.
@@ -440,6 +445,21 @@ impl Running {
         let _ = tokio::time::timeout(STOP_PATIENCE, &mut server).await;
         server.abort();
         failed
+    }
+}
+
+/// Renews the server's certificate in time, for as long as the coordinator runs.
+async fn keep_certificate(authority: Arc<Authority>) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_CHECK).await;
+        let authority = authority.clone();
+        match tokio::task::spawn_blocking(move || authority.renew_server()).await {
+            Ok(Ok(true)) => tracing::info!("the server has a new certificate"),
+            Ok(Ok(false)) => {}
+            // Long before the old one ends; tried again at the next look.
+            Ok(Err(error)) => tracing::error!("the server's certificate is not renewed: {}", chain(&error)),
+            Err(error) => tracing::error!("the server's certificate is not renewed: {error}"),
+        }
     }
 }
 
