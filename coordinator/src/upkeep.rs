@@ -148,6 +148,7 @@ pub fn restore(from: &Path, data: &Path) -> Result<Option<PathBuf>, Error> {
     let _ = fs::remove_file(&incoming);
     copy_durably(&from.join(STORE_FILE), &incoming)?;
     let kept = put_in_place(&incoming, &folder, "before-restore")?;
+    sound(data)?;
     if folder.marker()?.is_none() {
         folder.mark(&theirs)?;
     }
@@ -201,19 +202,16 @@ fn sound(folder: &Path) -> Result<Findings, Error> {
 /// store is missing, which is refused, with both files in it.
 fn put_in_place(new: &Path, folder: &Folder, kept_as: &str) -> Result<Option<PathBuf>, Error> {
     let file = folder.store_file();
+    let aside = file.with_extension(format!("db.{kept_as}-{}", now_ms()));
     let mut kept = None;
-    if file.exists() {
-        let aside = file.with_extension(format!("db.{kept_as}-{}", now_ms()));
-        for ending in ["", "-wal", "-shm"] {
-            let (from, to) = (with_ending(&file, ending), with_ending(&aside, ending));
-            match fs::rename(&from, &to) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(io_error("rename", &from)(error).into());
-                }
-                Ok(()) | Err(_) => {}
-            }
+    // Its log also where the file itself was moved away by hand: left here it would be played into the new one.
+    for ending in ["", "-wal", "-shm"] {
+        let (from, to) = (with_ending(&file, ending), with_ending(&aside, ending));
+        match fs::rename(&from, &to) {
+            Ok(()) => kept = kept.or(Some(to)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("rename", &from)(error).into()),
         }
-        kept = Some(aside);
     }
     File::open(new).and_then(|file| file.sync_all()).map_err(io_error("sync", new))?;
     fs::rename(new, &file).map_err(io_error("rename", new))?;
@@ -355,6 +353,24 @@ mod tests {
         assert_eq!(jobs(&anew), 400);
         let other = fleet();
         assert!(matches!(restore(&to, &other.path().join("data")), Err(Error::OtherFleet { .. })));
+    }
+
+    /// It would be played into the store from the backup.
+    #[test]
+    fn the_log_of_a_store_that_was_moved_away_by_hand_goes_aside_too() {
+        let root = fleet();
+        let (data, to) = (root.path().join("data"), root.path().join("backup"));
+        backup(&data, &to).unwrap();
+        let (file, log) = (data.join(STORE_FILE), data.join("fleet.db-wal"));
+        let mut store = EmbeddedStore::open(&file).unwrap();
+        add(&mut store, 5_000..5_010);
+        fs::copy(&log, data.join("saved")).unwrap();
+        drop(store);
+        fs::rename(&file, root.path().join("moved.db")).unwrap();
+        fs::rename(data.join("saved"), &log).unwrap();
+        let kept = restore(&to, &data).unwrap().expect("the log");
+        assert!(kept.exists() && kept.to_string_lossy().ends_with("-wal"), "{kept:?}");
+        assert_eq!(jobs(&data), 400);
     }
 
     #[test]
