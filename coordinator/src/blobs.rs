@@ -61,6 +61,20 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The nearest error of the system, for who is told a number.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Unknown(_) => libc::ENOENT,
+            Self::TooLarge => libc::EFBIG,
+            Self::DiskFull => libc::ENOSPC,
+            Self::Mismatch { .. } | Self::PastEnd { .. } => libc::EIO,
+            Self::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+        }
+    }
+}
+
 fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::DiskFull,

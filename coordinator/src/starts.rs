@@ -21,7 +21,7 @@ use muster_proto::{
     convert,
     v1::{self, file_content::Source},
 };
-use prost::Message as _;
+use prost::Message;
 
 use crate::{
     blobs::{self, Blobs},
@@ -230,42 +230,91 @@ impl Bodies {
     /// The orders for these attempts, as few messages as fit. Blocks when files are read.
     ///
     /// # Errors
-    /// What a job runs cannot be read.
-    pub fn orders(&self, attempts: &[(AttemptId, Epoch)]) -> Result<Vec<v1::StartAttempts>, Error> {
-        let mut messages = Vec::new();
+    /// The store failed. What one job runs may be unreadable for good, which is told beside the orders of the others.
+    pub fn orders(&self, attempts: &[(AttemptId, Epoch)]) -> Result<Orders, Error> {
+        let mut orders = Orders::default();
         let mut current = v1::StartAttempts::default();
         let mut size = 0;
         let mut files = Files::new(&self.blobs);
-        for (attempt, epoch) in attempts {
-            let parts = self.get(attempt.job)?;
-            let failed = |source| Error::Blob { job: attempt.job, source };
-            let mut own = parts.row(attempt.task).map(|row| row.inputs.clone()).unwrap_or_default();
-            if parts.saves && attempt.number.get() > 1 {
-                let saved = self.saved(*attempt)?;
-                own.retain(|input| !saved.iter().any(|saved| saved.path == input.path));
-                own.extend(saved);
-            }
-            let inputs = if own.is_empty() { own } else { files.inline_inputs(&own).map_err(failed)? };
-            let start = v1::StartAttempt {
-                attempt: Some((*attempt).into()),
-                epoch: Some((*epoch).into()),
-                item: parts.item(attempt.task),
-                inputs,
+        for &(attempt, epoch) in attempts {
+            let with_body = |job| !current.bodies.iter().any(|body: &v1::JobBody| body.job == job);
+            let made = self.start(attempt, epoch, &mut files).and_then(|(parts, start)| {
+                let full = size + start.encoded_len() > MESSAGE_BYTES_SOFT && !current.attempts.is_empty();
+                let failed = |source| Error::Blob { job: attempt.job, source };
+                let body = (full || with_body(attempt.job.0)).then(|| files.inline_body(&parts.body, attempt.job));
+                Ok((full, start, body.transpose().map_err(failed)?))
+            });
+            let (full, start, body) = match made {
+                Ok(made) => made,
+                Err(error @ Error::Store { .. }) => return Err(error),
+                Err(error @ (Error::Missing { .. } | Error::Blob { .. })) => {
+                    orders.unreadable.push(Unreadable { attempt, epoch, error });
+                    continue;
+                }
             };
-            size += start.encoded_len();
-            if size > MESSAGE_BYTES_SOFT && !current.attempts.is_empty() {
-                messages.push(std::mem::take(&mut current));
-                size = start.encoded_len();
+            if full {
+                orders.messages.push(std::mem::take(&mut current));
+                size = 0;
             }
-            if !current.bodies.iter().any(|body| body.job == attempt.job.0) {
-                let body = files.inline_body(&parts.body, attempt.job).map_err(failed)?;
-                size += body.encoded_len();
-                current.bodies.push(body);
-            }
+            size += start.encoded_len() + body.as_ref().map_or(0, Message::encoded_len);
+            current.bodies.extend(body);
             current.attempts.push(start);
         }
-        messages.push(current);
-        Ok(messages)
+        if !current.attempts.is_empty() {
+            orders.messages.push(current);
+        }
+        Ok(orders)
+    }
+
+    fn start(
+        &self,
+        attempt: AttemptId,
+        epoch: Epoch,
+        files: &mut Files<'_>,
+    ) -> Result<(Arc<Parts>, v1::StartAttempt), Error> {
+        let parts = self.get(attempt.job)?;
+        let mut own = parts.row(attempt.task).map(|row| row.inputs.clone()).unwrap_or_default();
+        if parts.saves && attempt.number.get() > 1 {
+            let saved = self.saved(attempt)?;
+            own.retain(|input| !saved.iter().any(|saved| saved.path == input.path));
+            own.extend(saved);
+        }
+        let failed = |source| Error::Blob { job: attempt.job, source };
+        let inputs = if own.is_empty() { own } else { files.inline_inputs(&own).map_err(failed)? };
+        let item = parts.item(attempt.task);
+        Ok((parts, v1::StartAttempt { attempt: Some(attempt.into()), epoch: Some(epoch.into()), item, inputs }))
+    }
+}
+
+/// What goes to a node for the attempts that are placed on it.
+#[derive(Debug, Default)]
+pub struct Orders {
+    /// To send, in order.
+    pub messages: Vec<v1::StartAttempts>,
+    /// Attempts that cannot be ordered, on no node.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// An attempt whose job cannot be read: it ends without having run, so that one damaged file holds up that job alone.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// As it would have been ordered.
+    pub epoch: Epoch,
+    /// Why.
+    pub error: Error,
+}
+
+impl Unreadable {
+    /// How it ends: at the step of its start that the coordinator could not prepare.
+    #[must_use]
+    pub fn end(&self) -> End {
+        let (step, errno) = match &self.error {
+            Error::Blob { source, .. } => ("inputs", source.errno()),
+            Error::Missing { .. } | Error::Store { .. } => ("order", libc::ENODATA),
+        };
+        End::StartFailed { step: step.to_owned(), errno }
     }
 }
 

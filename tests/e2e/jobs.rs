@@ -92,6 +92,42 @@ async fn all_files_come_back_of_tasks_that_end_together_with_very_many() {
     }
 }
 
+/// The stream of a host is for all its jobs: one that cannot be ordered any more ends, and holds up none of them.
+#[tokio::test]
+async fn a_job_whose_file_the_coordinator_has_lost_ends_alone() {
+    let fleet = Fleet::with_node().await;
+    let long = fleet.client.submit(fleet.script("sleep 600")).await;
+    fleet.client.running(long, 1).await;
+    let chunk = v1::BlobChunk { digest: bytes::Bytes::new(), data: bytes(vec![7; 10_000]) };
+    let stored = fleet.client.jobs.clone().store_blob(futures_util::stream::iter([chunk])).await;
+    let blob = stored.expect("there is room").into_inner();
+
+    let cordon = v1::CordonRequest { selector: Some(selector("n1")), reason: String::from("a test") };
+    fleet.client.nodes.clone().cordon(cordon.clone()).await.expect("a node that is there");
+    let mut template = fleet.script("cat in");
+    let content = v1::FileContent { source: Some(v1::file_content::Source::Blob(blob.clone())) };
+    body(&mut template).inputs = vec![v1::InputFile { path: bytes("in"), content: Some(content), executable: false }];
+    template.tasks = 3;
+    template.retries = Some(v1::RetryPolicy { failed: Some(1), lost: Some(0), drained: None });
+    let lost = fleet.client.submit(template).await;
+    let healthy = fleet.client.submit(fleet.script("echo healthy")).await;
+    let name: String = blob.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let file = fleet.data().join("blobs").join(&name[..2]).join(&name[2..]);
+    std::fs::remove_file(file).expect("a blob is a file below the coordinator's data");
+    fleet.client.nodes.clone().uncordon(cordon).await.expect("a node that is there");
+
+    let done = fleet.client.finished(lost, WAIT).await;
+    for task in 0..3 {
+        let Reason::StartFailed(failed) = done.end(task) else { panic!("{:?}", done.end(task)) };
+        assert_eq!((failed.step.as_str(), failed.errno), ("inputs", nix::errno::Errno::ENOENT as i32));
+        assert_eq!(done.last_attempt(task).attempt.expect("an id").number, 2, "its budget holds");
+    }
+    assert_eq!(fleet.client.finished(healthy, WAIT).await.end(0), Reason::Succeeded(v1::Empty {}));
+    assert_eq!(fleet.client.tasks(long).await[0].attempts.len(), 1, "what ran goes on");
+    let node = fleet.client.node("n1").await.expect("it is there");
+    assert_eq!(node.state, "ready", "no fault of its host");
+}
+
 async fn fetch(fleet: &Fleet, blob: v1::BlobRef) -> Vec<u8> {
     let mut stream = fleet.client.jobs.clone().fetch_blob(blob).await.expect("a blob").into_inner();
     let mut data = Vec::new();

@@ -25,9 +25,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, Context, blobs, blocking, caller, enrollment, shown::Detail, status};
 use crate::{
+    chain,
     identity::{Caller, NodeKeyRequest},
     logs::Chunk,
     orders::Order,
+    starts,
 };
 
 /// Messages that wait for HTTP/2's flow control; the real queue is the outbox.
@@ -146,7 +148,7 @@ impl Session {
         let (outbox, orders) = mpsc::channel(limits::SESSION_QUEUE_MAX);
         let connected = self.context.handle.connect(self.node, self.key, hello, seen, outbox);
         let session = connected.await.map_err(status::stopped)?;
-        let sender = tokio::spawn(send_orders(self.context.clone(), orders, self.out.clone()));
+        let sender = tokio::spawn(send_orders(self.context.clone(), self.node, session, orders, self.out.clone()));
         Ok((session, sender))
     }
 
@@ -247,7 +249,13 @@ impl Session {
 }
 
 /// Adds to the driver's orders what attempts run, and sends them in order.
-async fn send_orders(context: Arc<Context>, mut orders: mpsc::Receiver<Order>, out: Out) {
+async fn send_orders(
+    context: Arc<Context>,
+    node: NodeId,
+    session: SessionId,
+    mut orders: mpsc::Receiver<Order>,
+    out: Out,
+) {
     loop {
         let order = tokio::select! {
             order = orders.recv() => order,
@@ -256,7 +264,7 @@ async fn send_orders(context: Arc<Context>, mut orders: mpsc::Receiver<Order>, o
         let Some(order) = order else { return };
         let messages = match order {
             Order::Message(message) => vec![Ok(message)],
-            Order::Start(attempts) => start_messages(&context, attempts).await,
+            Order::Start(attempts) => start_messages(&context, node, session, attempts).await,
             Order::Close(reason) => vec![Err(Status::aborted(reason))],
         };
         for message in messages {
@@ -269,8 +277,12 @@ async fn send_orders(context: Arc<Context>, mut orders: mpsc::Receiver<Order>, o
     }
 }
 
+/// The orders for attempts that are placed on the node. Those that cannot be made end their attempts here: the stream
+/// is for all jobs of the node, and the next node would be told no better.
 async fn start_messages(
     context: &Arc<Context>,
+    node: NodeId,
+    session: SessionId,
     attempts: Vec<(AttemptId, muster_core::ids::Epoch)>,
 ) -> Vec<Result<coordinator_message::Message, Status>> {
     let orders = if context.bodies.are_at_hand(&attempts) {
@@ -279,10 +291,25 @@ async fn start_messages(
         let bodies = context.bodies.clone();
         blocking(move || bodies.orders(&attempts).map_err(status::start)).await
     };
-    match orders {
-        Ok(orders) => orders.into_iter().map(|order| Ok(coordinator_message::Message::Start(order))).collect(),
-        Err(status) => vec![Err(status)],
+    let orders = match orders {
+        Ok(orders) => orders,
+        Err(status) => return vec![Err(status)],
+    };
+    let ended = orders.unreadable.into_iter().map(|unreadable| {
+        let starts::Unreadable { attempt, epoch, error } = &unreadable;
+        tracing::error!(%attempt, "the attempt ends before it is ordered: {}", chain(error));
+        let end = unreadable.end();
+        let wire = v1::AttemptEnded { end: Some(convert::end_to_wire(&end)), ..Default::default() };
+        let detail = Detail { ended: Some(wire), started: None }.encode_to_vec();
+        Event::AttemptEnded { node, session, attempt: *attempt, epoch: *epoch, end, wall: None, detail }
+    });
+    let ended: Vec<_> = ended.collect();
+    if !ended.is_empty()
+        && let Err(stopped) = context.handle.events(ended).await
+    {
+        return vec![Err(status::stopped(stopped))];
     }
+    orders.messages.into_iter().map(|order| Ok(coordinator_message::Message::Start(order))).collect()
 }
 
 /// One stream of output.
