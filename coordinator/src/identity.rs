@@ -247,12 +247,7 @@ impl Authority {
         let key = read_key(&pki.join("ca.key"))?;
         let seal = Seal::new(&key.serialize_der());
         let issuer = Issuer::from_ca_cert_der(&ca, key).map_err(certificate("read", "the CA's certificate"))?;
-        let server = pki.join("server.pem");
-        let ends_soon = read_pem(&server).map_or(true, |certificate| life_left(&certificate) < SERVER_RENEW);
-        if ends_soon {
-            issue_server(&issuer, pki, sans, SERVER_LIFE)?;
-        }
-        let server = Arc::new(Served(RwLock::new(read_server(pki, &ca)?)));
+        let server = Arc::new(Served(RwLock::new(lasting_server(&issuer, &ca, pki, sans)?)));
         Ok(Self { issuer, ca, server, seal, pki: pki.to_owned(), sans: sans.to_vec() })
     }
 
@@ -261,13 +256,10 @@ impl Authority {
     /// # Errors
     /// The folder cannot be read or written; the certificate from before is shown on.
     pub fn renew_server(&self) -> Result<bool, Error> {
-        if self.server.now().cert.first().is_some_and(|leaf| life_left(leaf) >= SERVER_RENEW) {
-            return Ok(false);
-        }
-        issue_server(&self.issuer, &self.pki, &self.sans, SERVER_LIFE)?;
-        let renewed = read_server(&self.pki, &self.ca)?;
-        *self.server.0.write().unwrap_or_else(PoisonError::into_inner) = renewed;
-        Ok(true)
+        let (before, server) = (self.server.now(), lasting_server(&self.issuer, &self.ca, &self.pki, &self.sans)?);
+        let is_new = server.cert != before.cert;
+        *self.server.0.write().unwrap_or_else(PoisonError::into_inner) = server;
+        Ok(is_new)
     }
 
     /// Seals what hosts keep for the next leader.
@@ -434,7 +426,17 @@ fn issue_server(issuer: &Issuer<'_, KeyPair>, pki: &Path, sans: &[String], life:
     write_durably(&pki.join("server.pem"), signed.pem().as_bytes(), 0o644).map_err(Error::from)
 }
 
-fn read_server(pki: &Path, ca: &CertificateDer<'static>) -> Result<Arc<CertifiedKey>, Error> {
+/// The server's certificate on disk, made anew when it ends soon.
+fn lasting_server(
+    issuer: &Issuer<'_, KeyPair>,
+    ca: &CertificateDer<'static>,
+    pki: &Path,
+    sans: &[String],
+) -> Result<Arc<CertifiedKey>, Error> {
+    let ends_soon = read_pem(&pki.join("server.pem")).map_or(true, |leaf| life_left(&leaf) < SERVER_RENEW);
+    if ends_soon {
+        issue_server(issuer, pki, sans, SERVER_LIFE)?;
+    }
     let key = read_key(&pki.join("server.key"))?.serialize_der();
     // The CA goes along, so that a joining host can check it against its token.
     let chain = vec![read_pem(&pki.join("server.pem"))?, ca.clone()];
@@ -507,7 +509,6 @@ mod tests {
         assert!(!authority.renew_server().unwrap(), "it has a year");
 
         issue_server(&authority.issuer, &pki, &[], DAY * 80).unwrap();
-        *authority.server.0.write().unwrap() = read_server(&pki, &authority.ca).unwrap();
         let shown = || authority.server.now().cert[0].clone();
         let old = shown();
         assert!(authority.renew_server().unwrap());

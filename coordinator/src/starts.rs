@@ -237,11 +237,11 @@ impl Bodies {
         let mut size = 0;
         let mut files = Files::new(&self.blobs);
         for &(attempt, epoch) in attempts {
-            let with_body = |job| !current.bodies.iter().any(|body: &v1::JobBody| body.job == job);
+            let has_body = current.bodies.iter().any(|body: &v1::JobBody| body.job == attempt.job.0);
             let made = self.start(attempt, epoch, &mut files).and_then(|(parts, start)| {
                 let full = size + start.encoded_len() > MESSAGE_BYTES_SOFT && !current.attempts.is_empty();
                 let failed = |source| Error::Blob { job: attempt.job, source };
-                let body = (full || with_body(attempt.job.0)).then(|| files.inline_body(&parts.body, attempt.job));
+                let body = (full || !has_body).then(|| files.inline_body(&parts.body, attempt.job));
                 Ok((full, start, body.transpose().map_err(failed)?))
             });
             let (full, start, body) = match made {
