@@ -10,7 +10,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,7 @@ use muster_agent::spawner::{
 };
 use muster_tests::{
     WAIT, eventually_blocking, host,
-    part::{Part, muster_binary},
+    part::{Part, Surroundings},
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -60,18 +60,23 @@ impl Spawner {
 
     /// From a file of its own, which a test may replace.
     pub(crate) fn start_from(program: &std::path::Path) -> Self {
-        Self::start_all(program, "", 64)
+        let start = |log: &_, arguments: &_| Part::start_from(program, "spawner", log, arguments);
+        Self::start_by(start, "", 64)
     }
 
     /// With these lines in its policy, and this many uids for jobs.
     pub(crate) fn start_with(policy: &str, uids: u32) -> Self {
-        Self::start_all(&muster_binary(), policy, uids)
+        Self::start_by(|log, arguments| Part::start("spawner", log, arguments), policy, uids)
     }
 
-    fn start_all(program: &std::path::Path, policy: &str, uids: u32) -> Self {
+    fn start_in(surroundings: &Surroundings) -> Self {
+        Self::start_by(|log, arguments| Part::start_in("spawner", log, arguments, surroundings), "", 64)
+    }
+
+    fn start_by(start: impl FnOnce(&Path, &[OsString]) -> Part, policy: &str, uids: u32) -> Self {
         let folder = tempfile::Builder::new().prefix("muster-spawner-").tempdir().expect("a folder");
         let (arguments, _) = Self::arguments(&folder, policy, uids);
-        let part = Part::start_from(program, "spawner", &folder.path().join("log"), &arguments);
+        let part = start(&folder.path().join("log"), &arguments);
         let path = folder.path().join("spawner.sock");
         let socket = eventually_blocking(WAIT, || dial(&path)).unwrap_or_else(|| panic!("no spawner: {}", part.log()));
         let mut spawner = Self { part, socket, missing: Vec::new(), folder, arguments, next_task: 0 };
@@ -559,6 +564,54 @@ fn a_spawner_that_is_told_to_go_while_it_starts_leaves_no_cgroup() {
         assert!(status.success(), "{status}: {}", part.log());
         assert!(!mount.join(&group).exists(), "{}", part.log());
     }
+}
+
+/// A cgroup as systemd would make it for a unit; gone at the end.
+struct Unit(PathBuf);
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        let _nobody_moved_in = fs::remove_dir(self.0.join("supervisor"));
+        let _left = fs::remove_dir(&self.0);
+    }
+}
+
+/// The nodes of a demo are in the unit of whatever runs it. Each tidies up when it starts, and names its sandboxes
+/// alike.
+#[test]
+fn two_spawners_of_one_unit_leave_each_others_jobs_alone() {
+    let Some(mount) = host::cgroup2().filter(|_| host::is_root()) else {
+        return eprintln!("as an ordinary user or without cgroup2 there is no unit to be in");
+    };
+    let unit = Unit(mount.join(format!("muster-e2e-{}.service", std::process::id())));
+    fs::create_dir(&unit.0).expect("root makes a cgroup");
+    let environment = vec![("INVOCATION_ID".into(), "0123456789abcdef".into())];
+    let surroundings = Surroundings { environment, cgroup: Some(unit.0.clone()), network: None };
+    let mut first = Spawner::start_in(&surroundings);
+    let start = first.script("trap 'echo whole' TERM; echo ready; sleep 600 & wait");
+    let key = start.attempt;
+    first.ask(&Request::Start(Box::new(start)), &[]);
+    let [mut out, _err] = first.started(key);
+    out.read_exact(&mut [0; 6]).expect("ready");
+    let mut second = Spawner::start_in(&surroundings);
+    for spawner in [&mut first, &mut second] {
+        for _ in 0..3 {
+            let life = spawner.run_script("exit 0");
+            assert_eq!(life.end.verdict, Verdict::Exited(0), "{life:?}: {}", spawner.part.log());
+        }
+    }
+    first.ask(&Request::Stop { attempt: key, grace_ms: 5_000 }, &[]);
+    assert_eq!(first.ended(key).verdict, Verdict::Stopped);
+    let mut said = String::new();
+    out.read_to_string(&mut said).expect("text");
+    assert_eq!(said, "whole\n", "it lived until it was told to go");
+    for mut spawner in [second, first] {
+        spawner.part.cut_lifeline();
+        spawner.part.wait(WAIT);
+    }
+    let left = fs::read_dir(&unit.0).expect("it is there").flatten().filter(|entry| entry.path().is_dir());
+    let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| name != "supervisor").collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]

@@ -83,22 +83,29 @@ fn ours(controllers: &str) -> impl Iterator<Item = &str> {
 
 /// The leaf of a delegated group that the spawner itself is in.
 const SUPERVISOR: &str = "supervisor";
+/// Holds the jobs' groups.
+const JOBS: &str = "jobs";
 
 impl Root {
     /// The delegated group of this systemd unit; else, as root, a group of our own; else none.
+    ///
+    /// `node_id` keeps several spawners apart, also those of one unit: two nodes that a demo has, in the unit of
+    /// whatever runs it, share a delegated group.
     ///
     /// What else is in it is of a spawner that is gone, and is ended, but for `kept`: the groups of jobs that
     /// this process held under its former program.
     ///
     /// # Errors
     /// A group that should be usable is not.
-    pub fn find(node_id: &str, kept: &[&str]) -> io::Result<Option<Self>> {
+    pub fn find(node_id: Option<&str>, kept: &[&str]) -> io::Result<Option<Self>> {
         let Some(mount) = mount_point() else { return Ok(None) };
         // As an ordinary user in somebody's unit, such as a session's: it is ours only if it was given to us.
         let writable = |own: &PathBuf| nix::unistd::access(own, nix::unistd::AccessFlags::W_OK).is_ok();
         let root = match delegated_group(&mount).filter(|own| nix::unistd::geteuid().is_root() || writable(own)) {
-            Some(own) => Self::in_delegated(&own)?,
-            None if nix::unistd::geteuid().is_root() => Self::of_our_own(&mount.join(format!("muster-{node_id}")))?,
+            Some(own) => Self::in_delegated(&own, node_id)?,
+            None if nix::unistd::geteuid().is_root() => {
+                Self::of_our_own(&mount.join(format!("muster-{}", node_id.unwrap_or("node"))))?
+            }
             None => return Ok(None),
         };
         root.empty_leftovers(kept)?;
@@ -120,24 +127,25 @@ impl Root {
         };
         nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK).ok()?;
         let controllers = ours(&fs::read_to_string(grants).unwrap_or_default()).map(str::to_owned).collect();
-        Some(Self { jobs: parent.join("jobs"), made: Vec::new(), controllers, io_max: Vec::new() })
+        Some(Self { jobs: parent.join(JOBS), made: Vec::new(), controllers, io_max: Vec::new() })
     }
 
     /// Processes live in leaves only: we move into one before controllers are enabled (else EBUSY).
-    fn in_delegated(own: &Path) -> io::Result<Self> {
+    fn in_delegated(own: &Path, node_id: Option<&str>) -> io::Result<Self> {
         let supervisor = own.join(SUPERVISOR);
         make(&supervisor)?;
         fs::write(supervisor.join("cgroup.procs"), "0")?;
-        Self::with_jobs_in(own, vec![own.join("jobs")])
+        let jobs = own.join(node_id.map_or_else(|| JOBS.to_owned(), |id| format!("{JOBS}-{id}")));
+        Self::with_jobs_in(own, jobs.clone(), vec![jobs])
     }
 
     fn of_our_own(path: &Path) -> io::Result<Self> {
         make(path)?;
-        Self::with_jobs_in(path, vec![path.join("jobs"), path.to_owned()])
+        let jobs = path.join(JOBS);
+        Self::with_jobs_in(path, jobs.clone(), vec![jobs, path.to_owned()])
     }
 
-    fn with_jobs_in(parent: &Path, made: Vec<PathBuf>) -> io::Result<Self> {
-        let jobs = parent.join("jobs");
+    fn with_jobs_in(parent: &Path, jobs: PathBuf, made: Vec<PathBuf>) -> io::Result<Self> {
         let controllers = enable_controllers(parent);
         make(&jobs)?;
         enable_controllers(&jobs);

@@ -44,9 +44,9 @@ struct Options {
     /// Uids for jobs.
     #[arg(long, value_name = "FIRST-LAST")]
     uids: Option<String>,
-    /// Names this node's cgroup.
-    #[arg(long, default_value = "node")]
-    node_id: String,
+    /// Names this node's cgroup, where a host has several spawners.
+    #[arg(long, value_name = "ID")]
+    node_id: Option<String>,
     /// Read end of a pipe that its parent holds.
     #[arg(long)]
     parent_fd: Option<i32>,
@@ -121,7 +121,8 @@ fn run(options: &Options) -> Result<(), Error> {
     let signals = keeper::hold_signals().map_err(io("watch the signals of", &options.state))?;
     let held = options.resume_fd.map(Held::read).transpose().map_err(io("resume what was held in", &options.state))?;
     let kept = held.as_ref().map(Held::groups).unwrap_or_default();
-    let cgroups = cgroup::Root::find(&options.node_id, &kept).map_err(io("use the cgroup of", &options.state))?;
+    let cgroups =
+        cgroup::Root::find(options.node_id.as_deref(), &kept).map_err(io("use the cgroup of", &options.state))?;
     let ended = keep(options, policy, cgroups.clone(), held, signals);
     // Also when the start failed half way: what it made is not left.
     if let Some(cgroups) = cgroups {
