@@ -497,10 +497,12 @@ def check_chaos(results, options):
 
 
 def check_guest(results, _):
-    """A real host with systemd and cgroup v2, in a throw-away QEMU guest: the shipped units, power cuts, then the hostile suite."""
+    """A real host with systemd and cgroup v2, in a throw-away QEMU guest: the shipped units, power cuts, a network that
+    delays and loses, then the hostile suite."""
     run_in_guest(results, "smoke", "guest")
     if has_qemu():
         run_in_guest(results, "power-cut", "guest-power")
+        run_in_guest(results, "bad-network", "guest-network")
     if has_qemu() and build_probe(results):
         run_in_guest(results, "hostile", "guest-hostile")
 

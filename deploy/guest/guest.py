@@ -189,6 +189,24 @@ def qemu(image, disk, console, kernel="", *, cores=1, tb_mib=256, forward="", ca
     ]
 
 
+def wait_for_systemd(guest):
+    """The control port opens before the message bus does, which systemd-run needs."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    while guest.run("systemctl is-active dbus.service multi-user.target")[0] != 0:
+        if time.monotonic() > deadline:
+            raise GuestError("systemd did not come up")
+        tick()
+
+
+def put_program(root, program, name):
+    """Into the guest's /usr/bin, without what only a debugger reads: its disk is small."""
+    target = root / "usr/bin" / name
+    shutil.copy(program, target)
+    target.chmod(0o755)
+    if shutil.which("strip"):
+        subprocess.run(["strip", "--strip-debug", target], check=False)
+
+
 def enable(root, unit):
     """What `systemctl enable` does for a unit of multi-user.target."""
     wants = root / "etc/systemd/system/multi-user.target.wants"

@@ -50,6 +50,10 @@ struct Options {
     /// How long jobs are submitted and faults begin.
     #[arg(long, default_value_t = 6)]
     seconds: u64,
+    /// How the wires between hosts and coordinators are disturbed all the time, in the words of tc-netem(8):
+    /// "delay 40ms 30ms loss 3%". Needs root and a kernel with netem.
+    #[arg(long)]
+    netem: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -58,11 +62,12 @@ fn main() -> ExitCode {
     let runtime = runtime.expect("a runtime starts where processes do");
     let (mut passed, mut failed) = (0, 0);
     for seed in options.seed..options.seed.saturating_add(options.runs) {
+        let netem = options.netem.as_ref().map_or_else(String::new, |netem| format!(" --netem \"{netem}\""));
         let again =
-            format!("muster-chaos --store {} --seed {seed} --seconds {}", options.store.name(), options.seconds);
+            format!("muster-chaos --store {} --seed {seed} --seconds {}{netem}", options.store.name(), options.seconds);
         // A task of its own, so that a harness that gives up fails this run alone.
         let local = tokio::task::LocalSet::new();
-        let run = local.spawn_local(run::run(options.store, seed, options.seconds));
+        let run = local.spawn_local(run::run(options.store, seed, options.seconds, options.netem.clone()));
         match local.block_on(&runtime, run) {
             Ok(Ok(Some(said))) => {
                 println!("seed {seed}: {said}");

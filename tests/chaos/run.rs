@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LOOKS: usize = 5;
 
 /// Plays a seed: a line about it, or what is wrong with a folder that shows it. None: no PostgreSQL here.
-pub async fn run(store: Store, seed: u64, seconds: u64) -> Result<Option<String>, String> {
+pub async fn run(store: Store, seed: u64, seconds: u64, netem: Option<String>) -> Result<Option<String>, String> {
     let began = Instant::now();
     let folder = tempfile::Builder::new().prefix("muster-chaos-").tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");
@@ -42,6 +42,9 @@ pub async fn run(store: Store, seed: u64, seconds: u64) -> Result<Option<String>
 
     let nodes = 2 + seed % 2;
     let Some(mut world) = World::start(store, nodes).await else { return Ok(None) };
+    if let Some(netem) = netem {
+        world.disturb(&netem)?;
+    }
     let mark = fresh_key();
     let load = Load {
         doors: Doors::new(world.clients()),

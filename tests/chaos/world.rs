@@ -96,6 +96,12 @@ impl World {
         }
     }
 
+    /// Disturbs all wires from now on, in the words of tc-netem(8).
+    pub fn disturb(&self, netem: &str) -> Result<(), String> {
+        let network = self.network.as_ref().ok_or("only root has a network of its own, and only with iproute2")?;
+        (0..network.hosts()).try_for_each(|wire| network.disturb(wire, netem))
+    }
+
     /// Its nodes.
     pub fn fleet(&mut self) -> &mut Fleet {
         match &mut self.parts {

@@ -59,11 +59,17 @@ impl Space {
 
     /// Runs `ip` in it.
     fn ip(&self, arguments: &str) {
-        let mut command = Command::new("ip");
+        self.run("ip", arguments).expect("a namespace of ours takes it");
+    }
+
+    /// Runs a program of iproute2 in it; an error is what that says.
+    fn run(&self, program: &str, arguments: &str) -> Result<(), String> {
+        let mut command = Command::new(program);
         command.args(arguments.split(' ')).stdin(Stdio::null());
         enter(&mut command, File::open(self.path()).expect("a namespace of ours"));
-        let done = command.output().expect("ip is there");
-        assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+        let done = command.output().map_err(|error| format!("{program}: {error}"))?;
+        let said = || format!("{program} {arguments}: {}", String::from_utf8_lossy(&done.stderr).trim_end());
+        done.status.success().then_some(()).ok_or_else(said)
     }
 }
 
@@ -99,6 +105,12 @@ impl Network {
         self.coordinator.path()
     }
 
+    /// How many hosts were added.
+    #[must_use]
+    pub const fn hosts(&self) -> usize {
+        self.hosts.len()
+    }
+
     /// One more host with its wire: its namespace, for setns(2).
     ///
     /// # Panics
@@ -119,6 +131,19 @@ impl Network {
         self.hosts.push(space);
         self.cut(number, Cut::Mended);
         place
+    }
+
+    /// Delays, loses, doubles and reorders packets of the wire to a host, by the order in which hosts were added, both
+    /// ways from now on: in the words of tc-netem(8).
+    ///
+    /// # Errors
+    /// What tc says: that the kernel has no netem, or that it does not understand.
+    ///
+    /// # Panics
+    /// If there is no such host.
+    pub fn disturb(&self, number: usize, netem: &str) -> Result<(), String> {
+        self.coordinator.run("tc", &format!("qdisc replace dev wire{number} root netem {netem}"))?;
+        self.hosts[number].run("tc", &format!("qdisc replace dev wire root netem {netem}"))
     }
 
     /// Loses packets of the wire to a host, by the order in which hosts were added, from now on: they go to a
