@@ -37,7 +37,12 @@ impl Keeper {
         }
         self.name_notice(&mut start);
         // Recorded before the clone: an id that may have run is never run again (FL-4).
-        if !self.accepted.insert(key) {
+        let attempts = &self.attempts;
+        let is_held = |(job, task)| {
+            let of_task = |number, term| AttemptKey { job, task, number, term };
+            attempts.range(of_task(0, 0)..=of_task(u32::MAX, u64::MAX)).next().is_some()
+        };
+        if !self.accepted.insert(key, is_held) {
             return self.deny(Some(key), "this attempt was accepted before");
         }
         let requested_us = sys::boottime_us();

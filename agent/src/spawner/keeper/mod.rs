@@ -2,6 +2,7 @@
 //! It decides from what is: after every wake-up each attempt that something
 //! happened to is looked at anew.
 
+mod accepted;
 mod ending;
 mod launching;
 mod leaving;
@@ -42,6 +43,7 @@ use crate::sandbox::{
     seccomp::Filter,
     sys,
 };
+use accepted::Accepted;
 use spares::Spares;
 use talking::Agent;
 use uids::Uids;
@@ -69,7 +71,7 @@ pub struct Keeper {
     epoll: Epoll,
     agent: Option<Agent>,
     attempts: BTreeMap<AttemptKey, Attempt>,
-    /// Every attempt ever accepted: refused the second time (FL-4).
+    /// Attempts that were accepted are refused the second time (FL-4).
     accepted: Accepted,
     uids: Uids,
     lease: LeasePage,
@@ -112,13 +114,6 @@ pub struct Parts {
     pub held: Option<Held>,
 }
 
-/// Attempt ids in little space: mostly first tries of arrays.
-#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
-struct Accepted {
-    first: BTreeMap<u64, muster_core::range_set::RangeSet>,
-    later: BTreeMap<(u64, u32), u32>,
-}
-
 /// A child that opens outputs.
 struct Collecting {
     attempt: AttemptKey,
@@ -155,19 +150,6 @@ pub fn hold_signals() -> io::Result<SignalFd> {
     mask.add(Signal::SIGHUP);
     mask.thread_block()?;
     Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
-}
-
-impl Accepted {
-    fn insert(&mut self, key: AttemptKey) -> bool {
-        if key.number == 1 {
-            return self.first.entry(key.job).or_default().insert(key.task)
-                && !self.later.contains_key(&(key.job, key.task));
-        }
-        let highest = self.later.entry((key.job, key.task)).or_default();
-        let new = key.number > *highest;
-        *highest = key.number.max(*highest);
-        new
-    }
 }
 
 impl Keeper {

@@ -21,7 +21,7 @@ use std::{
 use nix::sys::epoll::EpollFlags;
 use serde::{Deserialize, Serialize};
 
-use super::{Accepted, Keeper};
+use super::{Keeper, accepted::Accepted};
 use crate::{
     sandbox::{
         fences::FenceSet,
