@@ -70,7 +70,6 @@ impl Members {
 #[derive(Debug, Default)]
 pub struct Vitals {
     nodes: RwLock<HashMap<NodeId, NodeVitals>>,
-    starts: RwLock<HashMap<AttemptId, v1::AttemptStarted>>,
 }
 
 /// A node's last figures.
@@ -82,6 +81,8 @@ pub struct NodeVitals {
     pub at: Timestamp,
     /// Of what runs there.
     pub usage: HashMap<AttemptId, v1::Usage>,
+    /// How attempts started there, until they end or the host says hello without them.
+    pub starts: HashMap<AttemptId, v1::AttemptStarted>,
     /// Shown only.
     pub agent_version: String,
     /// Shown only.
@@ -90,8 +91,8 @@ pub struct NodeVitals {
 
 impl Vitals {
     /// Changes a node's figures.
-    pub fn update(&self, node: NodeId, change: impl FnOnce(&mut NodeVitals)) {
-        change(self.nodes.write().unwrap_or_else(PoisonError::into_inner).entry(node).or_default());
+    pub fn update<T>(&self, node: NodeId, change: impl FnOnce(&mut NodeVitals) -> T) -> T {
+        change(self.nodes.write().unwrap_or_else(PoisonError::into_inner).entry(node).or_default())
     }
 
     /// Reads a node's figures.
@@ -102,22 +103,5 @@ impl Vitals {
     /// Forgets a node.
     pub fn forget(&self, node: NodeId) {
         self.nodes.write().unwrap_or_else(PoisonError::into_inner).remove(&node);
-    }
-
-    /// Notes how an attempt started.
-    pub fn started(&self, attempt: AttemptId, started: v1::AttemptStarted) {
-        self.starts.write().unwrap_or_else(PoisonError::into_inner).insert(attempt, started);
-    }
-
-    /// How a running attempt started.
-    #[must_use]
-    pub fn start_of(&self, attempt: AttemptId) -> Option<v1::AttemptStarted> {
-        self.starts.read().unwrap_or_else(PoisonError::into_inner).get(&attempt).cloned()
-    }
-
-    /// As [`Self::start_of`], and forgets it: it is over.
-    #[must_use]
-    pub fn take_start(&self, attempt: AttemptId) -> Option<v1::AttemptStarted> {
-        self.starts.write().unwrap_or_else(PoisonError::into_inner).remove(&attempt)
     }
 }

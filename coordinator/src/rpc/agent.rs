@@ -141,13 +141,16 @@ impl Session {
         let hello = convert::hello(&wire).map_err(status::rejected)?;
         let seen = Seen { term: Term(wire.seen_term), commit: wire.seen_commit };
         let seen = self.context.authority.seal().checked(seen, &wire.seen_seal);
-        self.context.vitals.update(self.node, |vitals| {
-            vitals.agent_version = wire.agent_version;
-            vitals.kernel = wire.kernel;
-        });
+        let held: HashSet<AttemptId> = hello.held.iter().map(|held| held.attempt).collect();
         let (outbox, orders) = mpsc::channel(limits::SESSION_QUEUE_MAX);
         let connected = self.context.handle.connect(self.node, self.key, hello, seen, outbox);
         let session = connected.await.map_err(status::stopped)?;
+        self.context.vitals.update(self.node, |vitals| {
+            vitals.agent_version = wire.agent_version;
+            vitals.kernel = wire.kernel;
+            // What it has lost meanwhile has no end to come.
+            vitals.starts.retain(|attempt, _| held.contains(attempt));
+        });
         let sender = tokio::spawn(send_orders(self.context.clone(), self.node, session, orders, self.out.clone()));
         Ok((session, sender))
     }
@@ -231,7 +234,7 @@ impl Session {
         let node = self.node;
         match report.change {
             Some(Change::Started(started)) => {
-                self.context.vitals.started(attempt, started);
+                self.context.vitals.update(node, |vitals| drop(vitals.starts.insert(attempt, started)));
                 Ok(Event::AttemptStarted { node, session, attempt, epoch })
             }
             Some(Change::Ended(ended)) => {
@@ -239,7 +242,7 @@ impl Session {
                 // Its size is checked; what is kept has the start's figures beside it.
                 convert::detail(&ended).map_err(status::rejected)?;
                 let wall = Some(Millis(ended.wall_ms));
-                let started = self.context.vitals.take_start(attempt);
+                let started = self.context.vitals.update(node, |vitals| vitals.starts.remove(&attempt));
                 let detail = Detail { ended: Some(ended), started }.encode_to_vec();
                 Ok(Event::AttemptEnded { node, session, attempt, epoch, end, wall, detail })
             }

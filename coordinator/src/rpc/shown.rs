@@ -84,8 +84,11 @@ fn attempt_state(record: &AttemptRecord) -> String {
 /// A live attempt, with the last figures of it.
 pub(super) fn live_attempt(context: &Context, id: AttemptId, record: &AttemptRecord) -> v1::Attempt {
     let mut shown = attempt(context, id, record);
-    shown.usage = context.vitals.of(record.node, |vitals| vitals.usage.get(&id).copied()).flatten();
-    if let Some(started) = context.vitals.start_of(id) {
+    let known =
+        context.vitals.of(record.node, |vitals| (vitals.usage.get(&id).copied(), vitals.starts.get(&id).cloned()));
+    let (usage, started) = known.unwrap_or_default();
+    shown.usage = usage;
+    if let Some(started) = started {
         show_start(&mut shown, started);
     }
     shown
