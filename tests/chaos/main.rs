@@ -15,6 +15,13 @@ mod world;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
+
+/// As a shell says of SIGINT.
+const INTERRUPTED: u8 = 130;
 
 /// Which store the coordinators have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,6 +63,15 @@ struct Options {
     netem: Option<String>,
 }
 
+/// Somebody wants it to end.
+async fn interrupted() {
+    let mut polite = signal(SignalKind::terminate()).expect("a handler of SIGTERM");
+    tokio::select! {
+        _ = ctrl_c() => (),
+        _ = polite.recv() => (),
+    }
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -67,8 +83,21 @@ fn main() -> ExitCode {
             format!("muster-chaos --store {} --seed {seed} --seconds {}{netem}", options.store.name(), options.seconds);
         // A task of its own, so that a harness that gives up fails this run alone.
         let local = tokio::task::LocalSet::new();
-        let run = local.spawn_local(run::run(options.store, seed, options.seconds, options.netem.clone()));
-        match local.block_on(&runtime, run) {
+        let mut run = local.spawn_local(run::run(options.store, seed, options.seconds, options.netem.clone()));
+        let ended = local.block_on(&runtime, async {
+            tokio::select! {
+                ended = &mut run => Some(ended),
+                () = interrupted() => None,
+            }
+        });
+        let Some(ended) = ended else {
+            // Its guards end and remove what it has made.
+            run.abort();
+            let _aborted = local.block_on(&runtime, run);
+            println!("interrupted in the middle of seed {seed}");
+            return ExitCode::from(INTERRUPTED);
+        };
+        match ended {
             Ok(Ok(Some(said))) => {
                 println!("seed {seed}: {said}");
                 passed += 1;

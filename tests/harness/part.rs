@@ -233,6 +233,10 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         self.lifeline = None;
+        // One that a test has stopped sees it only when it goes on.
+        if self.is_running() {
+            self.signal(Signal::SIGCONT);
+        }
         let ended = eventually_blocking(CLEANUP, || self.child.try_wait().ok().flatten());
         if std::thread::panicking() {
             eprintln!("---- {} ({})\n{}", self.name, self.log.display(), self.log_tail());
