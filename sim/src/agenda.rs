@@ -124,6 +124,11 @@ impl Agenda {
         self.heap.push(Reverse((at, order, slot)));
     }
 
+    /// Is such a thing still to happen?
+    pub fn awaits(&self, such: impl Fn(&Action) -> bool) -> bool {
+        self.actions.iter().flatten().any(such)
+    }
+
     pub fn next(&mut self) -> Option<Due> {
         let Reverse((at, order, slot)) = self.heap.pop()?;
         self.free.push(slot);

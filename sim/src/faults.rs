@@ -9,7 +9,7 @@ use muster_core::{
 
 use crate::{
     agenda::Action,
-    network::{Report, STRAY},
+    network::{Message, Report, STRAY},
     setup::Fault,
     truth::Violation,
     world::World,
@@ -190,7 +190,8 @@ impl World {
     }
 
     /// As an agent that has a bug: its processes are gone, and the stream goes on as if there had been none. Played
-    /// only while all that it holds runs and is known to: what it never told of would count as never started.
+    /// only while all that it holds runs and is known to: what it never told of would count as never started. Nor while
+    /// an order for any of it comes a second time (no stream does that): who knows nothing of the first would take it.
     fn forget_all(&mut self, host: usize) -> Result<(), Violation> {
         let known = &self.hosts[host];
         let runs = |held: Held| {
@@ -202,7 +203,14 @@ impl World {
         let Some(session) = known.session.filter(|_| known.is_welcome && known.agent_paused <= self.now) else {
             return Ok(());
         };
-        if agent.is_empty() {
+        let comes_again = |action: &Action| match action {
+            Action::Down { session: stream, message: Message::Start(orders) } => {
+                let mut ordered = orders.iter().map(|order| order.attempt);
+                *stream == session && ordered.any(|attempt| agent.held().any(|held| held.attempt == attempt))
+            }
+            _other => false,
+        };
+        if agent.is_empty() || self.agenda.awaits(comes_again) {
             return Ok(());
         }
         self.truth.forgotten(agent.held().map(|held| held.attempt), session, known.sequence);
