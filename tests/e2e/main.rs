@@ -14,6 +14,7 @@ mod failover;
 mod hostile_agent;
 mod hostile_connection;
 mod jobs;
+mod leftovers;
 mod notices;
 mod partition;
 mod pools;
