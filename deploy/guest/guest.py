@@ -3,20 +3,29 @@
 What the guest is for (which checks run in it) is not decided here; see `smoke`.
 """
 
+import datetime
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+BEGAN = time.monotonic()
 # Emulated, and on a busy machine: a quiet boot takes 10 s.
 BOOT_SECONDS = 240
 APT_PACKAGES = {"qemu-system-x86_64": "qemu-system-x86", "mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
+
+
+def say(text):
+    """With the time since the check began."""
+    print(f"[{time.monotonic() - BEGAN:6.1f} s] {text}", flush=True)
 
 
 def tick():
@@ -42,6 +51,23 @@ def install_missing(say):
         if done.returncode != 0:
             return f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}"
     return None
+
+
+def skip_unless_possible():
+    """Ends the check with a line that says why, where a guest can be neither built nor booted."""
+    why_not = install_missing(say) if os.geteuid() == 0 else "building and booting the guest needs root"
+    if why_not:
+        print(f"SKIP guest: {why_not}")
+        sys.exit(0)
+
+
+def results_folder(check):
+    """A new one for a check; from here on a polite end runs the guards, which end QEMU and what belongs to it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    results = ROOT / "results" / f"{check}-{stamp}"
+    results.mkdir(parents=True)
+    return results
 
 
 def base_image():
