@@ -2,6 +2,7 @@
 
 use muster_core::{
     event::{Held, HeldPhase},
+    host::StartOrder,
     ids::{AttemptId, Epoch, NodeId, Term},
     spec::Delivery,
     time::{Millis, Timestamp},
@@ -203,12 +204,10 @@ impl World {
         let Some(session) = known.session.filter(|_| known.is_welcome && known.agent_paused <= self.now) else {
             return Ok(());
         };
-        let comes_again = |action: &Action| match action {
-            Action::Down { session: stream, message: Message::Start(orders) } => {
-                let mut ordered = orders.iter().map(|order| order.attempt);
-                *stream == session && ordered.any(|attempt| agent.held().any(|held| held.attempt == attempt))
-            }
-            _other => false,
+        let is_held = |order: &StartOrder| agent.held().any(|held| held.attempt == order.attempt);
+        let comes_again = |action: &Action| {
+            matches!(action, Action::Down { session: stream, message: Message::Start(orders) }
+                if *stream == session && orders.iter().any(is_held))
         };
         if agent.is_empty() || self.agenda.awaits(comes_again) {
             return Ok(());

@@ -15,10 +15,16 @@ mod world;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use tokio::signal::{
-    ctrl_c,
-    unix::{SignalKind, signal},
+use tokio::{
+    runtime::Runtime,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    task::{JoinError, LocalSet},
 };
+
+use run::Outcome;
 
 /// As a shell says of SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -72,6 +78,24 @@ async fn interrupted() {
     }
 }
 
+/// One run to its end; none: it was interrupted, and its guards have ended and removed what it had made.
+fn play(runtime: &Runtime, options: &Options, seed: u64) -> Option<Result<Outcome, JoinError>> {
+    // A task of its own, so that a harness that gives up fails this run alone.
+    let local = LocalSet::new();
+    let mut run = local.spawn_local(run::run(options.store, seed, options.seconds, options.netem.clone()));
+    let ended = local.block_on(runtime, async {
+        tokio::select! {
+            ended = &mut run => Some(ended),
+            () = interrupted() => None,
+        }
+    });
+    if ended.is_none() {
+        run.abort();
+        let _aborted = local.block_on(runtime, run);
+    }
+    ended
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -81,19 +105,7 @@ fn main() -> ExitCode {
         let netem = options.netem.as_ref().map_or_else(String::new, |netem| format!(" --netem \"{netem}\""));
         let again =
             format!("muster-chaos --store {} --seed {seed} --seconds {}{netem}", options.store.name(), options.seconds);
-        // A task of its own, so that a harness that gives up fails this run alone.
-        let local = tokio::task::LocalSet::new();
-        let mut run = local.spawn_local(run::run(options.store, seed, options.seconds, options.netem.clone()));
-        let ended = local.block_on(&runtime, async {
-            tokio::select! {
-                ended = &mut run => Some(ended),
-                () = interrupted() => None,
-            }
-        });
-        let Some(ended) = ended else {
-            // Its guards end and remove what it has made.
-            run.abort();
-            let _aborted = local.block_on(&runtime, run);
+        let Some(ended) = play(&runtime, &options, seed) else {
             println!("interrupted in the middle of seed {seed}");
             return ExitCode::from(INTERRUPTED);
         };

@@ -30,8 +30,11 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// Jobs looked at in one round.
 const LOOKS: usize = 5;
 
-/// Plays a seed: a line about it, or what is wrong with a folder that shows it. None: no PostgreSQL here.
-pub async fn run(store: Store, seed: u64, seconds: u64, netem: Option<String>) -> Result<Option<String>, String> {
+/// A line about a run, or what is wrong with a folder that shows it. None: no PostgreSQL here.
+pub type Outcome = Result<Option<String>, String>;
+
+/// Plays a seed.
+pub async fn run(store: Store, seed: u64, seconds: u64, netem: Option<String>) -> Outcome {
     let began = Instant::now();
     let folder = tempfile::Builder::new().prefix("muster-chaos-").tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("our own folder");

@@ -103,9 +103,7 @@ impl Root {
         let writable = |own: &PathBuf| nix::unistd::access(own, nix::unistd::AccessFlags::W_OK).is_ok();
         let root = match delegated_group(&mount).filter(|own| nix::unistd::geteuid().is_root() || writable(own)) {
             Some(own) => Self::in_delegated(&own, node_id)?,
-            None if nix::unistd::geteuid().is_root() => {
-                Self::of_our_own(&mount.join(format!("muster-{}", node_id.unwrap_or("node"))))?
-            }
+            None if nix::unistd::geteuid().is_root() => Self::of_our_own(&mount, node_id)?,
             None => return Ok(None),
         };
         root.empty_leftovers(kept)?;
@@ -139,10 +137,11 @@ impl Root {
         Self::with_jobs_in(own, jobs.clone(), vec![jobs])
     }
 
-    fn of_our_own(path: &Path) -> io::Result<Self> {
-        make(path)?;
-        let jobs = path.join(JOBS);
-        Self::with_jobs_in(path, jobs.clone(), vec![jobs, path.to_owned()])
+    fn of_our_own(mount: &Path, node_id: Option<&str>) -> io::Result<Self> {
+        let own = mount.join(format!("muster-{}", node_id.unwrap_or("node")));
+        make(&own)?;
+        let jobs = own.join(JOBS);
+        Self::with_jobs_in(&own, jobs.clone(), vec![jobs, own.clone()])
     }
 
     fn with_jobs_in(parent: &Path, jobs: PathBuf, made: Vec<PathBuf>) -> io::Result<Self> {

@@ -1,8 +1,8 @@
 //! Which attempts were accepted: none is run again (FL-4).
 //!
 //! An order can only come twice before the end of its attempt is known to the
-//! coordinator: after that it sends none, and the agent drops what an older
-//! stream of its brings late. So what is held is never forgotten, and of what is
+//! coordinator: after that it sends none, and the agent drops what one of its
+//! older streams brings late. So what is held is never forgotten, and of what is
 //! over the last few thousand are more than enough.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -64,10 +64,7 @@ struct Handed {
 
 impl From<Handed> for Accepted {
     fn from(handed: Handed) -> Self {
-        let first = handed.first.into_iter().flat_map(|(job, tasks)| {
-            let tasks: Vec<u32> = tasks.iter().collect();
-            tasks.into_iter().map(move |task| ((job, task), 1))
-        });
+        let first = handed.first.iter().flat_map(|(job, tasks)| tasks.iter().map(|task| ((*job, task), 1)));
         let mut latest: BTreeMap<Task, u32> = first.collect();
         latest.extend(handed.later);
         // The age is not told: jobs are numbered as they come.
