@@ -451,6 +451,39 @@ fn an_exclusive_job_is_dead_after_its_lease_although_agent_and_spawner_are_stopp
     assert_eq!(spawner.ended(key).verdict, Verdict::LeaseEnded);
 }
 
+/// The grace of a time limit is none to run on without a lease, whoever ends it: the spawner, or with it stopped the init.
+#[test]
+fn an_exclusive_job_in_the_grace_of_its_time_limit_ends_with_its_lease_all_the_same() {
+    for stopped in [false, true] {
+        let mut spawner = Spawner::start();
+        let marker = format!("96{}{:06}", u8::from(stopped), std::process::id() % 1_000_000);
+        let mut start = spawner.script(&format!("trap '' TERM; exec sleep {marker}"));
+        (start.exclusive, start.time_limit_ms, start.grace_ms) = (true, 500, 3_600_000);
+        let key = start.attempt;
+        spawner.ask(&Request::RenewLease { deadline_boottime_ms: boottime_ms() + 4_000 }, &[]);
+        spawner.ask(&Request::Start(Box::new(start)), &[]);
+        spawner.started(key);
+        eventually_blocking(WAIT, || (!Spawner::left(&marker).is_empty()).then_some(())).expect("it runs");
+        if stopped {
+            spawner.part.signal(Signal::SIGSTOP);
+        }
+        let gone = eventually_blocking(WAIT, || Spawner::left(&marker).is_empty().then_some(()));
+        spawner.part.signal(Signal::SIGCONT);
+        assert!(gone.is_some(), "the job outlived its lease");
+        assert_eq!(spawner.ended(key).verdict, Verdict::TimedOut);
+    }
+}
+
+/// Many programs take a second one for "now".
+#[test]
+fn a_job_at_its_time_limit_is_told_once() {
+    let mut spawner = Spawner::start();
+    let mut start = spawner.script("trap 'echo told' TERM; while :; do sleep 0.1; done");
+    (start.time_limit_ms, start.grace_ms) = (300, 3_000);
+    let life = spawner.run(start);
+    assert_eq!((life.end.verdict, life.stdout.as_str()), (Verdict::TimedOut, "told\n"));
+}
+
 /// Its agent was slow with its inputs, and the task may be placed elsewhere by now.
 #[test]
 fn an_exclusive_job_whose_lease_is_over_never_begins() {

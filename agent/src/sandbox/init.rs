@@ -153,11 +153,12 @@ fn serve(blueprint: &Blueprint<'_>, parked: &mut Parked, arrived: Arrived) -> Re
             .map_err(Failure::at(Step::Parent))?;
         return Ok(Remains::Traces);
     }
+    let alarm = order.exclusive.then(watch::alarm).transpose().map_err(Failure::at(Step::Lease))?;
     let job = start_job(blueprint, parked, &order, &arrived)?;
     let started_us = sys::boottime_us();
     let _told = status::send(control, &Status::Started { received_us, inputs_us, started_us }, &[]);
     let lease = parked.lease_of(&order);
-    let watch = Watch::new(control, &parked.children, job, lease, &order, started_us);
+    let watch = Watch::new(control, &parked.children, job, lease, alarm, &order, started_us);
     // What the job has is the job's: its pipes must end with it, its inputs be given back.
     drop(arrived);
     let Over::Job { raw_status, told, alone, used } = watch::until_over(watch) else {

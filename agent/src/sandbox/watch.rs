@@ -5,9 +5,17 @@
 use std::{
     ffi::c_int,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    time::Duration,
 };
 
-use nix::{errno::Errno, sys::signalfd::SignalFd};
+use nix::{
+    errno::Errno,
+    sys::{
+        signalfd::SignalFd,
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+    },
+};
 
 use super::{
     lease::{LeaseView, TERM_MS},
@@ -24,12 +32,18 @@ pub struct Watch<'a> {
     control: BorrowedFd<'a>,
     children: &'a SignalFd,
     job: i32,
+    /// None: it does not end with the lease, or has been told that the lease is over.
     lease: Option<&'a LeaseView>,
+    /// None: it has no limit, or has been told that it is over.
     limit_at_us: Option<u64>,
     grace_us: u64,
     /// It was told to end, by the spawner or by us.
     told: bool,
+    /// It was sent SIGTERM.
+    terminated: bool,
     kill_at_us: Option<u64>,
+    /// By the clock of the lease: poll(2) by itself does not count the time that a host sleeps.
+    alarm: Option<TimerFd>,
     used: Used,
 }
 
@@ -63,13 +77,14 @@ pub enum Over {
 }
 
 impl<'a> Watch<'a> {
-    /// Of a job that began at `started_us`.
+    /// Of a job that began at `started_us`. One with a lease needs an [`alarm`] too.
     #[must_use]
     pub fn new(
         control: BorrowedFd<'a>,
         children: &'a SignalFd,
         job: i32,
         lease: Option<&'a LeaseView>,
+        alarm: Option<TimerFd>,
         order: &Order<'_>,
         started_us: u64,
     ) -> Self {
@@ -84,17 +99,29 @@ impl<'a> Watch<'a> {
             limit_at_us,
             grace_us,
             told: false,
+            terminated: false,
             kill_at_us: None,
+            alarm,
             used: Used::default(),
         }
     }
 
     fn due_us(&self) -> Option<u64> {
-        if self.kill_at_us.is_some() {
-            return self.kill_at_us;
-        }
         let lease = self.lease.map(LeaseView::deadline_us);
-        [lease, self.limit_at_us].into_iter().flatten().min()
+        [lease, self.limit_at_us, self.kill_at_us].into_iter().flatten().min()
+    }
+
+    /// Sleeps until something is due or readable: the children, the spawner.
+    fn wait(&self) -> [bool; 2] {
+        let due_us = self.due_us();
+        let is_armed = |alarm: &TimerFd| due_us.is_some_and(|due_us| arm(alarm, due_us).is_ok());
+        let alarm = self.alarm.as_ref().filter(|alarm| is_armed(alarm));
+        let timeout_ms = if alarm.is_some() { -1 } else { due_us.map_or(-1, timeout_until) };
+        let [children, control, _alarm] = wait_readable(
+            [Some(self.children.as_fd()), Some(self.control), alarm.map(|alarm| alarm.as_fd())],
+            timeout_ms,
+        );
+        [children, control]
     }
 
     /// Reaps all that has ended; the job's raw status, if it is among them, and whether nobody else is there.
@@ -116,7 +143,7 @@ impl<'a> Watch<'a> {
     }
 
     fn terminate(&mut self) {
-        self.told = true;
+        (self.told, self.terminated) = (true, true);
         signal_group(self.job, libc::SIGTERM);
     }
 
@@ -129,22 +156,34 @@ impl<'a> Watch<'a> {
     /// True: time to go, and to take all else along.
     fn meet_deadlines(&mut self) -> bool {
         let now = sys::boottime_us();
-        if let Some(kill_at) = self.kill_at_us {
-            return now >= kill_at;
+        // Looked up anew: the lease may have been extended while we slept. Also while a grace runs: that is none to
+        // go on beside the attempt that is placed next (FL-3).
+        if let Some(end) = self.lease.map(LeaseView::deadline_us).filter(|end| now >= *end) {
+            self.lease = None;
+            self.end_by(end.saturating_add(TERM_MS * 1_000), &Status::LeaseEnded { boottime_us: now });
         }
-        // Looked up anew: the lease may have been extended while we slept.
-        let lease_end = self.lease.map(LeaseView::deadline_us).filter(|end| now >= *end);
-        let limit = self.limit_at_us.filter(|at| now >= *at);
-        let (status, kill_at_us) = match (lease_end, limit) {
-            (Some(end), _) => (Status::LeaseEnded { boottime_us: now }, end.saturating_add(TERM_MS * 1_000)),
-            (None, Some(_)) => (Status::TimeLimitEnded { boottime_us: now }, now.saturating_add(self.grace_us)),
-            (None, None) => return false,
-        };
-        self.kill_at_us = Some(kill_at_us);
-        let _told = status::send(self.control, &status, &[]);
-        self.terminate();
-        false
+        if self.limit_at_us.take_if(|at| now >= *at).is_some() {
+            self.end_by(now.saturating_add(self.grace_us), &Status::TimeLimitEnded { boottime_us: now });
+        }
+        self.kill_at_us.is_some_and(|at| now >= at)
     }
+
+    /// SIGTERM, if it has not had it, and the end by then at the latest.
+    fn end_by(&mut self, kill_at_us: u64, why: &Status) {
+        self.kill_at_us = Some(self.kill_at_us.map_or(kill_at_us, |earlier| earlier.min(kill_at_us)));
+        let _told = status::send(self.control, why, &[]);
+        if !self.terminated {
+            self.terminate();
+        }
+    }
+}
+
+/// A timer by the clock of leases. It inherits to no job.
+///
+/// # Errors
+/// timerfd_create(2) failed.
+pub fn alarm() -> Result<TimerFd, Errno> {
+    TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
 }
 
 /// Reaps until the job is over.
@@ -153,8 +192,7 @@ pub fn until_over(mut watch: Watch<'_>) -> Over {
         if let Some((raw_status, alone)) = watch.reap() {
             return Over::Job { raw_status, told: watch.told, alone, used: watch.used };
         }
-        let timeout_ms = watch.due_us().map_or(-1, timeout_until);
-        let [children, control] = wait_readable([watch.children.as_fd(), watch.control], timeout_ms);
+        let [children, control] = watch.wait();
         if children {
             while let Ok(Some(_)) = watch.children.read_signal() {}
         }
@@ -171,6 +209,11 @@ pub fn until_over(mut watch: Watch<'_>) -> Over {
             return Over::Grace;
         }
     }
+}
+
+fn arm(alarm: &TimerFd, due_us: u64) -> Result<(), Errno> {
+    let due = TimeSpec::from_duration(Duration::from_micros(due_us));
+    alarm.set(Expiration::OneShot(due), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
 }
 
 fn timeout_until(due_us: u64) -> c_int {
@@ -196,8 +239,10 @@ fn read_order(control: BorrowedFd<'_>) -> Option<[u8; 2]> {
     }
 }
 
-fn wait_readable(descriptors: [BorrowedFd<'_>; 2], timeout_ms: c_int) -> [bool; 2] {
-    let mut polls = descriptors.map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+fn wait_readable<const N: usize>(descriptors: [Option<BorrowedFd<'_>>; N], timeout_ms: c_int) -> [bool; N] {
+    // poll(2) passes over a negative one.
+    let mut polls =
+        descriptors.map(|fd| libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 });
     // SAFETY: a live array of that length.
     unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) };
     polls.map(|poll| poll.revents != 0)

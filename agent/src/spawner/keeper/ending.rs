@@ -220,7 +220,7 @@ impl Keeper {
             live.ending = live.ending.or(Some(reason));
             let _init_is_gone = nix::unistd::write(&live.sandbox.control, &[order::TERMINATE]);
         }
-        self.fenced.remove(&key);
+        // It stays fenced until it is over: a grace is no time to run on without a lease (FL-3).
         if grace_ms == 0 || never_ran {
             self.kill(key);
         }
