@@ -26,6 +26,7 @@ use nix::{
 };
 
 use super::{
+    descendants,
     fences::{Fence, FenceSet},
     files, landlock,
     lease::LeaseView,
@@ -161,7 +162,12 @@ fn serve(blueprint: &Blueprint<'_>, parked: &mut Parked, arrived: Arrived) -> Re
     let watch = Watch::new(control, &parked.children, job, lease, alarm, &order, started_us);
     // What the job has is the job's: its pipes must end with it, its inputs be given back.
     drop(arrived);
-    let Over::Job { raw_status, told, alone, used } = watch::until_over(watch) else {
+    let over = watch::until_over(watch);
+    let ends_alone = !blueprint.fences.has(Fence::NsPid);
+    let Over::Job { raw_status, told, alone, used } = over else {
+        if ends_alone {
+            descendants::end_all();
+        }
         return Ok(Remains::Processes);
     };
     let boottime_us = sys::boottime_us();
@@ -172,7 +178,11 @@ fn serve(blueprint: &Blueprint<'_>, parked: &mut Parked, arrived: Arrived) -> Re
     };
     let Used { cpu_us, memory_peak_bytes } = used;
     let ended = Status::Ended { raw_status, told, boottime_us, remains, cpu_us, memory_peak_bytes };
-    status::send(control, &ended, &[]).map_err(Failure::at(Step::Parent))?;
+    let sent = status::send(control, &ended, &[]);
+    if ends_alone && !alone {
+        descendants::end_all();
+    }
+    sent.map_err(Failure::at(Step::Parent))?;
     Ok(remains)
 }
 
@@ -393,7 +403,7 @@ fn park(control: BorrowedFd<'_>, packet: &mut [u8]) -> Result<Option<Arrived>, F
     let bytes = match packet[..length].split_first() {
         None => return Ok(None),
         // A stop that was faster than the order, or slower than the job's own end: there is nothing to stop.
-        Some((&(order::TERMINATE | order::SIGNAL), _)) => return Ok(None),
+        Some((&(order::TERMINATE | order::SIGNAL | order::KILL), _)) => return Ok(None),
         Some((&order::RUN_IN_MEMORY, _)) if !descriptors.is_empty() => {
             let memory = std::fs::File::from(descriptors.remove(0));
             read_all(&memory).map_err(|_| Failure::new(Step::Order, Errno::EIO))?

@@ -1,6 +1,7 @@
 //! What a job sees, and what it is kept from.
 
 pub mod cgroup;
+mod descendants;
 pub mod fences;
 pub mod files;
 pub mod init;

@@ -19,6 +19,8 @@ pub const GO: u8 = b'G';
 pub const TERMINATE: u8 = b'T';
 /// The signal whose number follows in this packet, to the job's process group.
 pub const SIGNAL: u8 = b'S';
+/// SIGKILL to all that the job has made, for an init whose own end would leave them.
+pub const KILL: u8 = b'K';
 /// An order follows in this packet.
 pub const RUN: u8 = b'O';
 /// An order is in the memfd that is the first descriptor beside this packet.

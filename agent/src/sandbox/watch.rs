@@ -70,7 +70,7 @@ pub enum Over {
         /// Of what was reaped so far.
         used: Used,
     },
-    /// The grace is over: whoever is there dies with pid 1.
+    /// The grace is over: whoever is there dies with pid 1, or by its hand.
     Grace,
     /// The spawner is gone; our parent-death signal is on its way.
     Spawner,
@@ -200,12 +200,12 @@ pub fn until_over(mut watch: Watch<'_>) -> Over {
             match read_order(watch.control) {
                 Some([order::TERMINATE, _]) => watch.terminate(),
                 Some([order::SIGNAL, signal]) => watch.ask_to_save(signal.into()),
+                Some([order::KILL, _]) => return Over::Grace,
                 Some(_) => {}
                 None => return Over::Spawner,
             }
         }
         if watch.meet_deadlines() {
-            signal_group(watch.job, libc::SIGKILL);
             return Over::Grace;
         }
     }

@@ -168,6 +168,15 @@ pub fn reap_any() -> Result<Option<(i32, Reaped)>> {
     Ok((pid != 0).then(|| (pid, reaped(raw_status, &usage))))
 }
 
+/// Waits until some child is over, and reaps it.
+///
+/// # Errors
+/// As waitpid(2): `ECHILD` if there is no child at all.
+pub fn wait_for_any() -> Result<()> {
+    // SAFETY: no status is asked for; -1 is any child.
+    check(c_long::from(unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL) })).map(|_| ())
+}
+
 /// Waits until this unreaped child is over; its raw status as wait(2) returns it.
 ///
 /// # Errors

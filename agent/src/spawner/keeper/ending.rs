@@ -18,7 +18,9 @@ use super::{
 };
 use crate::{
     sandbox::{
-        cgroup, files,
+        cgroup,
+        fences::Fence,
+        files,
         lease::TERM_MS,
         order,
         status::{self, Failure, Remains, Status, Step},
@@ -200,7 +202,12 @@ impl Keeper {
                 status::Received::Status(Status::TimeLimitEnded { .. }, _) => {
                     live.ending = live.ending.or(Some(Reason::TimedOut));
                 }
-                status::Received::Nothing | status::Received::Closed => return,
+                status::Received::Nothing => return,
+                status::Received::Closed => {
+                    // A closed one stays readable for ever, and what is left of the job may take its time to die.
+                    let _not_watched = self.epoll.delete(live.sandbox.control.as_fd());
+                    return;
+                }
             }
         }
     }
@@ -257,7 +264,13 @@ impl Keeper {
         let Some(attempt) = self.attempts.get_mut(&key) else { return };
         let Stage::Live(live) = &mut attempt.stage else { return };
         live.kill_at_us = None;
-        live.look_again_at_us = Some(sys::boottime_us() + STUCK_US);
+        let first = live.look_again_at_us.replace(sys::boottime_us() + STUCK_US).is_none();
+        let as_a_whole = live.sandbox.group.is_some() || live.sandbox.shape.fences.has(Fence::NsPid);
+        if !as_a_whole && first && live.started_us.is_some() {
+            // The init ends all that there is, and only then itself. One that cannot is killed at the next look.
+            let _init_is_gone = nix::unistd::write(&live.sandbox.control, &[order::KILL]);
+            return self.retime(key);
+        }
         if let Some(group) = &live.sandbox.group {
             let _empty = group.kill();
         }
