@@ -60,6 +60,8 @@ pub enum Handover {
     Waiting(Rc<v1::JobBody>, Box<v1::StartAttempt>),
     /// Its inputs are being fetched.
     Fetching(Rc<v1::JobBody>, Box<v1::StartAttempt>, AbortHandle),
+    /// Sent to a spawner that has not answered: lost with the connection, or there.
+    Sent(Rc<v1::JobBody>, Box<v1::StartAttempt>),
     /// The spawner has it, or had it.
     Done,
 }
@@ -123,6 +125,15 @@ impl Job {
             outputs,
             watch: None,
         }
+    }
+
+    /// The spawner that its order was sent to does not list it, and what a spawner has taken it lists until we forget
+    /// it: the order was lost with a connection, as one is that waits there while a spawner is upgraded.
+    pub fn take_back_unread(&mut self) {
+        self.handover = match std::mem::replace(&mut self.handover, Handover::Done) {
+            Handover::Sent(body, start) => Handover::Waiting(body, start),
+            other @ (Handover::Waiting(..) | Handover::Fetching(..) | Handover::Done) => other,
+        };
     }
 
     /// Did user code ever run?

@@ -3,8 +3,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use muster_proto::v1::{self, end::Reason};
+use muster_proto::v1::{self, Delivery, end::Reason};
 use muster_tests::{Fleet, WAIT, client::fresh_key, eventually, host, part::Part};
+use nix::sys::signal::Signal;
 
 const LONG: Duration = Duration::from_secs(180);
 
@@ -153,6 +154,31 @@ async fn an_agent_told_to_leave_leaves_its_jobs_running() {
     fleet.start_agent("n1");
     let done = fleet.client.finished(job, LONG).await;
     assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Succeeded(v1::Empty {}), 1));
+}
+
+/// An order that lies in the socket when the next program takes over was never read: it is handed over again.
+#[tokio::test]
+async fn short_tasks_that_may_start_once_all_run_while_their_spawner_is_reloaded_again_and_again() {
+    let mut fleet = Fleet::with_node().await;
+    let (tasks, rounds) = (800, 12);
+    let mut template = fleet.script("echo $MUSTER_TASK");
+    template.tasks = tasks;
+    template.body.as_mut().expect("a script has a body").delivery = Delivery::AtMostOnce.into();
+    let job = fleet.client.submit(template).await;
+    for round in 1..=rounds {
+        // Not before something new was done, so that each reload hits orders under way.
+        eventually("the array goes on", WAIT, async || {
+            let done = fleet.client.summary(job).await.counts.unwrap_or_default();
+            (done.succeeded + done.failed >= round * 40).then_some(())
+        })
+        .await;
+        fleet.node("n1").spawner.as_mut().expect("a spawner").signal(Signal::SIGHUP);
+    }
+    let done = fleet.client.finished(job, LONG).await;
+    let wrong: Vec<_> = done.tasks.iter().filter(|task| task.state != "succeeded").collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let spawner = fleet.node("n1").spawner.as_ref().expect("a spawner");
+    assert!(spawner.log().contains("the next program takes over"), "it was reloaded while they ran");
 }
 
 #[tokio::test]

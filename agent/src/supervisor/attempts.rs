@@ -34,8 +34,8 @@ use crate::{
 };
 
 impl Supervisor {
-    /// Adopts what the spawner holds, and finds what it lost.
-    pub(super) fn take_over(&mut self, greeting: Greeting) {
+    /// Adopts what the spawner holds, and finds what it lost. `is_new`: it is not the one that we spoke with before.
+    pub(super) fn take_over(&mut self, greeting: Greeting, is_new: bool) {
         let mut held = Vec::new();
         let mut listed = BTreeSet::new();
         for one in greeting.held {
@@ -50,14 +50,17 @@ impl Supervisor {
             held.push(Adopted { order, phase, stopping: self.state.noted_stop(one.attempt) });
         }
         for (attempt, job) in &mut self.jobs {
+            if !is_new && !listed.contains(attempt) {
+                job.take_back_unread();
+            }
             let unsent = match &job.handover {
                 Handover::Waiting(body, start) | Handover::Fetching(body, start, _) => {
                     order::start_order(body, start).ok()
                 }
-                Handover::Done => None,
+                Handover::Sent(..) | Handover::Done => None,
             };
             match unsent {
-                // Its inputs are being fetched: held here, not there yet.
+                // Its inputs are being fetched, or it is handed over again below: held here, not there yet.
                 Some(order) if self.host.running().any(|running| running == *attempt) => {
                     held.push(Adopted { order, phase: AdoptedPhase::Running, stopping: None });
                 }
@@ -74,6 +77,12 @@ impl Supervisor {
         }
         self.tell(HostEvent::SpawnerListed { spawner: greeting.spawner_id, held });
         self.settle();
+        let is_unsent = |job: &Job| matches!(job.handover, Handover::Waiting(..));
+        let unsent: Vec<_> =
+            self.host.running().filter(|attempt| self.jobs.get(attempt).is_some_and(is_unsent)).collect();
+        for attempt in unsent {
+            self.start(attempt);
+        }
         let sealing: Vec<_> = self.jobs.iter().filter(|(_, job)| job.sealing).map(|(attempt, _)| *attempt).collect();
         for attempt in sealing {
             self.seal(attempt);
@@ -134,6 +143,7 @@ impl Supervisor {
         match event {
             Event::Started { attempt, running } => {
                 if let Some((attempt, job)) = job_of(&mut self.jobs, attempt) {
+                    job.handover = Handover::Done;
                     job.running = Some(running);
                     job.attach(descriptors);
                     self.unwatched.push_back((Instant::now() + WATCH_AFTER, attempt));
@@ -154,6 +164,7 @@ impl Supervisor {
                         Verdict::Stopped if leaves => Verdict::Left,
                         other => other,
                     };
+                    job.handover = Handover::Done;
                     job.ended = Some(end);
                     self.tell(HostEvent::Ended { attempt, verdict });
                 }
@@ -212,7 +223,7 @@ impl Supervisor {
         let Handover::Waiting(body, start) = std::mem::replace(&mut job.handover, Handover::Done) else { return };
         if !inputs::need_blobs(&body, &start) {
             let packed = inputs::pack(&body, &start, &BTreeMap::new());
-            self.hand_over(attempt, &body, &start, packed);
+            self.hand_over(attempt, body, start, packed);
             return;
         }
         let (cache, inbox) = (self.cache.clone(), self.inbox.clone());
@@ -229,20 +240,20 @@ impl Supervisor {
     pub(super) fn on_fetched(&mut self, attempt: AttemptId, inputs: Result<Inputs, InputError>) {
         let Some(job) = self.jobs.get_mut(&attempt) else { return };
         match std::mem::replace(&mut job.handover, Handover::Done) {
-            Handover::Fetching(body, start, _) => self.hand_over(attempt, &body, &start, inputs),
+            Handover::Fetching(body, start, _) => self.hand_over(attempt, body, start, inputs),
             // It was stopped meanwhile.
-            other @ (Handover::Waiting(..) | Handover::Done) => job.handover = other,
+            other @ (Handover::Waiting(..) | Handover::Sent(..) | Handover::Done) => job.handover = other,
         }
     }
 
     fn hand_over(
         &mut self,
         attempt: AttemptId,
-        body: &v1::JobBody,
-        start: &v1::StartAttempt,
+        body: Rc<v1::JobBody>,
+        ordered: Box<v1::StartAttempt>,
         inputs: Result<Inputs, InputError>,
     ) {
-        let Some(job) = self.jobs.get(&attempt) else { return };
+        let Some(job) = self.jobs.get_mut(&attempt) else { return };
         let mut inputs = match inputs {
             Ok(inputs) => inputs,
             Err(error) => {
@@ -250,13 +261,17 @@ impl Supervisor {
                 return self.fail_start(attempt, error.step(), error.errno());
             }
         };
-        let note = Note::of(body).encode();
+        let note = Note::of(&body).encode();
         if note.len() > NOTE_BYTES_MAX {
             return self.fail_start(attempt, "note", Errno::E2BIG);
         }
-        let start = Box::new(order::start_of(job.key, body, start, note, &mut inputs));
-        // Without a link the next list of the spawner lacks it, and says so.
-        let Some(link) = &mut self.link else { return };
+        let Some(link) = &mut self.link else {
+            // Handed over when there is one again.
+            job.handover = Handover::Waiting(body, ordered);
+            return;
+        };
+        let start = Box::new(order::start_of(job.key, &body, &ordered, note, &mut inputs));
+        job.handover = Handover::Sent(body, ordered);
         match link.send_start(start, inputs.descriptors) {
             Ok(()) => {}
             Err(error @ LinkError::TooLarge { .. }) => {
@@ -275,7 +290,7 @@ impl Supervisor {
     pub(super) fn stop(&mut self, attempt: AttemptId, reason: StopReason, grace_ms: u64, first: Option<u8>) {
         let Some(job) = self.jobs.get_mut(&attempt) else { return };
         tracing::debug!(%attempt, reason = word_of(reason), "stopping");
-        if !matches!(job.handover, Handover::Done) {
+        if let Handover::Waiting(..) | Handover::Fetching(..) = job.handover {
             if let Handover::Fetching(_, _, task) = std::mem::replace(&mut job.handover, Handover::Done) {
                 task.abort();
             }

@@ -423,7 +423,7 @@ impl Supervisor {
             self.tell_drain();
         }
         let changed = self.facts.replace(facts.clone()).is_none_or(|before| before != facts);
-        self.take_over(greeting);
+        self.take_over(greeting, is_new);
         if changed {
             self.disconnect("the spawner changed what this host has");
             self.connect_at = Some(Instant::now());
