@@ -142,7 +142,7 @@ struct Facts {
 /// What the agent's own tasks tell its loop.
 enum Notice {
     Linked(Result<(SpawnerLink, Greeting), LinkError>),
-    Connected(Box<Result<Session, ConnectError>>),
+    Connected(u64, Box<Result<Session, ConnectError>>),
     Renewed(Result<Certificate, IdentityError>),
     Fetched { attempt: AttemptId, inputs: Result<Inputs, InputError> },
     Collected { attempt: AttemptId, stored: Stored },
@@ -359,7 +359,7 @@ impl Supervisor {
     fn on_notice(&mut self, notice: Notice, give_up_at: Instant) {
         match notice {
             Notice::Linked(result) => self.on_linked(result, give_up_at),
-            Notice::Connected(result) => self.on_connected(*result),
+            Notice::Connected(stream, result) => self.on_connected(stream, *result),
             Notice::Renewed(result) => self.on_renewed(result),
             Notice::Fetched { attempt, inputs } => self.on_fetched(attempt, inputs),
             Notice::Collected { attempt, stored } => self.on_collected(attempt, stored),
