@@ -127,6 +127,25 @@ fn an_exclusive_job_keeps_its_lease_over_an_upgrade_and_a_time_limit_holds() {
     assert_eq!(spawner.ended(fenced_key).verdict, Verdict::Stopped);
 }
 
+/// The next program would end at its start, and all jobs with it.
+#[test]
+fn settings_that_the_next_program_would_refuse_change_nothing() {
+    let (_folder, program) = copied();
+    let mut spawner = Spawner::start_from(&program);
+    let start = spawner.script("sleep 600");
+    let key = start.attempt;
+    spawner.ask(&Request::Start(Box::new(start)), &[]);
+    drop(spawner.started(key));
+    fs::write(spawner.folder.path().join("spawner.toml"), "attempts_maximum = 3\n").expect("written");
+    spawner.part.signal(Signal::SIGHUP);
+    eventually_blocking(WAIT, || spawner.part.log().contains("the upgrade did not happen").then_some(()))
+        .expect("the refusal is told");
+    assert!(spawner.part.log().contains("attempts_maximum"), "{}", spawner.part.log());
+    assert_eq!(spawner.run_script("exit 5").end.verdict, Verdict::Exited(5));
+    spawner.ask(&Request::Stop { attempt: key, grace_ms: 0 }, &[]);
+    assert_eq!(spawner.ended(key).verdict, Verdict::Stopped);
+}
+
 #[test]
 fn a_program_that_cannot_take_over_changes_nothing() {
     let (folder, program) = copied();

@@ -74,10 +74,8 @@ enum Error {
 /// Runs the spawner.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    // Asked by the former program of a spawner, before it lets this one take over.
     if args.get(1).is_some_and(|word| word == ASK_VERSION) {
-        println!("{STATE_VERSION}");
-        return ExitCode::SUCCESS;
+        return answer(args);
     }
     let options = match Options::try_parse_from(args) {
         Ok(options) => options,
@@ -96,21 +94,46 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Asked by the former program of a spawner, before it lets this one take over: what would end this one at its start, with
+/// all jobs of the host, is told now. An older one asks without its options.
+fn answer(mut args: Vec<OsString>) -> ExitCode {
+    args.remove(1);
+    let checked = match args.len() {
+        1 => Ok(()),
+        _options => Options::try_parse_from(args)
+            .map_err(|error| error.to_string())
+            .and_then(|options| policy_of(&options).map(|_| ()).map_err(|error| error.to_string())),
+    };
+    match checked {
+        Ok(()) => {
+            println!("{STATE_VERSION}");
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            eprintln!("muster-spawner: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// What could not be done, and with which path.
 fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { what, path, source }
 }
 
+fn policy_of(options: &Options) -> Result<Policy, Error> {
+    let policy = options.config.as_deref().map(Policy::load).transpose()?.unwrap_or_default();
+    let Some(uids) = &options.uids else { return Ok(policy) };
+    let (first, last) = uids
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)))
+        .ok_or(Error::Uids)?;
+    Ok(policy.with_uids(first, last)?)
+}
+
 fn run(options: &Options) -> Result<(), Error> {
-    let mut policy = options.config.as_deref().map(Policy::load).transpose()?.unwrap_or_default();
-    if let Some(uids) = &options.uids {
-        let (first, last) = uids
-            .split_once('-')
-            .and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)))
-            .ok_or(Error::Uids)?;
-        policy = policy.with_uids(first, last)?;
-    }
+    let policy = policy_of(options)?;
     crate::descriptors::raise_limit();
     fs::create_dir_all(options.state.join("root")).map_err(io("make", &options.state))?;
     // Held until this process ends. Taken before any leftover is ended: it could be another spawner's living job.

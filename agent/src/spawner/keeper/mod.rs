@@ -163,7 +163,15 @@ impl Keeper {
         let rootless = !nix::unistd::geteuid().is_root();
         let can_copy_root = !rootless && parts.fences.can_raise(Fence::RootReadonly);
         let told = notice::make_folder(&parts.state, parts.held.is_some())?;
-        let template = can_copy_root.then(|| Template::build(&parts.root, &parts.policy.image, &told)).transpose()?;
+        let template = match can_copy_root.then(|| Template::build(&parts.root, &parts.policy.image, &told)).transpose()
+        {
+            // With jobs of the former program it goes on: each sandbox assembles its own, or fails by itself.
+            Err(error) if parts.held.is_some() => {
+                tracing::error!("cannot assemble the root that sandboxes share: {error}");
+                None
+            }
+            built => built?,
+        };
         let oom_score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
         let mut keeper = Self {
             rootless,

@@ -106,7 +106,7 @@ struct HeldLive {
 enum Error {
     #[error("cannot find this program's file")]
     Program(#[source] io::Error),
-    #[error("{} does not say which state it reads", program.display())]
+    #[error("{} does not say which state it reads; if it refuses this host's settings, its words are above", program.display())]
     Silent {
         program: PathBuf,
         #[source]
@@ -401,15 +401,22 @@ fn ask_version(program: &std::path::Path) -> Result<(), Error> {
     use std::os::unix::process::CommandExt as _;
     let silent = |source| Error::Silent { program: program.to_owned(), source };
     let arguments = arguments_without_resume();
+    let (name, options) =
+        arguments.split_first().map_or((OsString::new(), &[][..]), |(name, rest)| (name.clone(), rest));
     // The word that says which of the programs in one file is meant, if there is one.
-    let word = arguments.get(1).filter(|word| *word == "spawner");
+    let (word, options) = match options.split_first() {
+        Some((word, rest)) if word == "spawner" => (Some(word), rest),
+        Some(_) | None => (None, options),
+    };
     let mut child = Command::new(program)
-        .arg0(arguments.first().cloned().unwrap_or_default())
+        .arg0(name)
         .args(word)
         .arg(ASK_VERSION)
+        .args(options)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        // What it refuses, it says where this program says it.
+        .stderr(Stdio::inherit())
         .spawn()
         .map_err(|error| silent(Some(error)))?;
     let mut answer = [0; 16];
