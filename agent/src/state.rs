@@ -29,6 +29,12 @@ pub struct StateError {
     source: io::Error,
 }
 
+impl StateError {
+    fn is_for_want_of_room(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// The agent's folder, locked while this lives.
 #[derive(Debug)]
 pub struct StateFolder {
@@ -50,6 +56,11 @@ pub struct SeenNote {
 
 /// What leaders said, below the agent's folder.
 const SEEN_FILE: &str = "seen.json";
+/// Given up for a small write when the disk is full.
+const RESERVE_FILE: &str = "reserve";
+const RESERVE_BYTES: usize = 64 << 10;
+/// The drain that this host is closed for.
+const CLOSED_FILE: &str = "closed_for_drain";
 /// Between two notes of what one leader says.
 const SEEN_EVERY: Duration = Duration::from_secs(60);
 
@@ -94,8 +105,35 @@ impl StateFolder {
         };
         let seen = read_seen(&root.join(SEEN_FILE))?;
         let mut state = Self { root: root.to_owned(), remembered, seen, seen_noted: Instant::now(), _lock: lock };
-        state.count_start()?;
+        match state.count_start() {
+            Err(error) if error.is_for_want_of_room() => {
+                // Nobody uses it yet, and all of it can be fetched again.
+                for entry in fs::read_dir(state.cache()).into_iter().flatten().flatten() {
+                    let _ = fs::remove_file(entry.path());
+                }
+                state.count_start()?;
+            }
+            counted => counted?,
+        }
         Ok(state)
+    }
+
+    /// A full disk must not keep this agent from what empties it: the spool goes with the uploads.
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
+        let (path, reserve) = (self.root.join(name), self.root.join(RESERVE_FILE));
+        let written = match write_durably(&path, content, 0o600) {
+            Err(error) if error.is_for_want_of_room() => {
+                // What does not go away makes no room, and the second try says so.
+                let _ = fs::remove_file(&reserve);
+                write_durably(&path, content, 0o600)
+            }
+            written => written,
+        };
+        if written.is_ok() && !reserve.exists() {
+            // Without room for it now there may be at the next write.
+            let _ = fs::write(&reserve, vec![0x5a; RESERVE_BYTES]);
+        }
+        written
     }
 
     /// Counts a start; also of a host that begins anew under the same agent.
@@ -105,7 +143,7 @@ impl StateFolder {
     pub fn count_start(&mut self) -> Result<(), StateError> {
         self.remembered.agent_start += 1;
         let text = serde_json::to_vec(&self.remembered).expect("plain fields are JSON");
-        write_durably(&self.root.join(REMEMBERED), &text, 0o600)
+        self.write(REMEMBERED, &text)
     }
 
     /// Where it is.
@@ -168,7 +206,7 @@ impl StateFolder {
     /// # Errors
     /// The file is there and cannot be read.
     pub fn closed_for(&self) -> Result<Option<Revision>, StateError> {
-        let path = self.root.join("closed_for_drain");
+        let path = self.root.join(CLOSED_FILE);
         match fs::read_to_string(&path) {
             Ok(text) => text.trim().parse().map(|number| Some(Revision(number))).map_err(|error| StateError {
                 action: "read",
@@ -185,10 +223,9 @@ impl StateFolder {
     /// # Errors
     /// The disk did not take it.
     pub fn set_closed_for(&self, revision: Option<Revision>) -> Result<(), StateError> {
-        let path = self.root.join("closed_for_drain");
         match revision {
-            Some(revision) => write_durably(&path, format!("{}\n", revision.0).as_bytes(), 0o600),
-            None => remove_durably(&path),
+            Some(revision) => self.write(CLOSED_FILE, format!("{}\n", revision.0).as_bytes()),
+            None => remove_durably(&self.root.join(CLOSED_FILE)),
         }
     }
 

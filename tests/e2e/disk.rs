@@ -181,6 +181,26 @@ async fn on_a_hosts_full_disk_running_work_keeps_its_end_and_lost_output_is_told
     assert_eq!(fleet.client.output(job, 0).await.0.len(), 4 << 20);
 }
 
+/// An agent that cannot start on a full disk could not empty it either.
+#[tokio::test]
+async fn an_agent_that_is_killed_on_a_full_disk_comes_back_and_adopts_its_jobs() {
+    if !host::is_root() {
+        skip!("only root mounts a small disk");
+    }
+    let mut fleet = Fleet::start().await;
+    let disk = node_on_small_disk(&mut fleet).await;
+    let job = fleet.client.submit(once(&fleet, "sleep 5; exit 7")).await;
+    fleet.client.running(job, 1).await;
+    let _ballast = fill(&disk.0, 0);
+    for _ in 0..3 {
+        fleet.node("full").agent.as_mut().expect("an agent").kill9();
+        fleet.start_agent("full");
+        fleet.client.node_in("full", "disk-full").await;
+    }
+    let done = fleet.client.finished(job, WAIT).await;
+    assert_eq!((done.end(0), done.tasks[0].attempts.len()), (Reason::Exited(7), 1));
+}
+
 /// More than travels with an end was spooled and is not stored when the disk is full and the job ends: it goes first.
 #[tokio::test]
 async fn what_was_spooled_before_a_hosts_disk_was_full_is_stored_before_its_end_is_told() {
