@@ -197,7 +197,9 @@ impl Config {
         let flag_labels = parse_labels(&args.labels)?;
         let notice = notice_of(args, &file);
         let state = args.state.clone().or(file.state).ok_or(ConfigError::Missing("state"))?;
-        let coordinators = if args.coordinator.is_empty() { file.coordinator } else { args.coordinator.clone() };
+        // The shipped unit always has the flag: empty, for a host that its token tells.
+        let flagged: Vec<String> = args.coordinator.iter().filter(|address| !address.is_empty()).cloned().collect();
+        let coordinators = if flagged.is_empty() { file.coordinator } else { flagged };
         let token = match (&args.token, args.token_file.as_ref().or(file.token_file.as_ref())) {
             (Some(token), _) => Some(token.trim().to_owned()),
             (None, Some(path)) => read_token(path)?,
@@ -401,6 +403,11 @@ mod tests {
             Config::resolve(&RunArgs { state: Some(state), spawner: Some("/p".into()), ..args })
         };
         assert_eq!(run(Some(&token)).unwrap().coordinators, ["x:1", "y:1"]);
+        // As the shipped unit says it when MUSTER_COORDINATOR is not set.
+        let mut line = vec!["muster-agent", "run", "--state", "/s", "--coordinator", "", "--spawner", "/p"];
+        line.extend(["--token", &token]);
+        let Command::Run(args) = CommandLine::try_parse_from(line).unwrap().command else { unreachable!() };
+        assert_eq!(Config::resolve(&args).unwrap().coordinators, ["x:1", "y:1"]);
         assert!(matches!(run(None), Err(ConfigError::Missing("coordinator"))));
         // After the join its certificate names them.
         let certificate = Certificate { coordinators: vec!["z:1".into()], ..Certificate::default() };
