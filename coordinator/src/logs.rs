@@ -1,4 +1,7 @@
-//! Output of attempts: `logs/<job>/<task>.<attempt>.<out|err>`.
+//! Output of attempts: `logs/<job>/<task>.<attempt>.<term>.<out|err>`.
+//!
+//! The term of the leader that placed it tells it from one whose number was given out before, by writes that a store
+//! has lost since: what that one left is not a part of it. (An earlier release wrote no term; its files are read on.)
 //!
 //! Bytes come with their offset. What is there already is taken again in
 //! silence (a repeat after a lost answer), a gap is refused, and nothing is
@@ -12,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use muster_core::ids::{AttemptId, JobId};
+use muster_core::ids::{AttemptId, JobId, Term};
 use muster_proto::v1::Stream;
 
 /// Why output could not be kept or read.
@@ -45,6 +48,8 @@ pub struct Logs {
 pub struct Chunk {
     /// Whose.
     pub attempt: AttemptId,
+    /// Of the leader that placed it.
+    pub term: Term,
     /// Which stream.
     pub stream: Stream,
     /// Of the first byte.
@@ -78,8 +83,11 @@ impl Logs {
         self.root.join(job.to_string())
     }
 
-    fn path(&self, attempt: AttemptId, stream: Stream) -> PathBuf {
-        self.folder(attempt.job).join(format!("{}.{}.{}", attempt.task, attempt.number, suffix(stream)))
+    fn path(&self, attempt: AttemptId, term: Term, stream: Stream) -> PathBuf {
+        let (task, number, suffix) = (attempt.task, attempt.number, suffix(stream));
+        let folder = self.folder(attempt.job);
+        let without_term = folder.join(format!("{task}.{number}.{suffix}"));
+        if without_term.exists() { without_term } else { folder.join(format!("{task}.{number}.{}.{suffix}", term.0)) }
     }
 
     /// Writes chunks in order and syncs each file once. Answers, for each stream of a chunk, how many bytes are on the
@@ -93,7 +101,7 @@ impl Logs {
             let at = match open.iter().position(|(id, stream, ..)| (*id, *stream) == (chunk.attempt, chunk.stream)) {
                 Some(at) => at,
                 None => {
-                    let (file, length) = self.open_for_append(chunk.attempt, chunk.stream)?;
+                    let (file, length) = self.open_for_append(chunk)?;
                     open.push((chunk.attempt, chunk.stream, file, length));
                     open.len() - 1
                 }
@@ -113,8 +121,9 @@ impl Logs {
             .collect()
     }
 
-    fn open_for_append(&self, attempt: AttemptId, stream: Stream) -> Result<(File, u64), Error> {
-        let path = self.path(attempt, stream);
+    fn open_for_append(&self, chunk: &Chunk) -> Result<(File, u64), Error> {
+        let attempt = chunk.attempt;
+        let path = self.path(attempt, chunk.term, chunk.stream);
         let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = match open() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -135,8 +144,15 @@ impl Logs {
     ///
     /// # Errors
     /// The system refuses.
-    pub fn read(&self, attempt: AttemptId, stream: Stream, offset: u64, most: usize) -> Result<Bytes, Error> {
-        let file = match File::open(self.path(attempt, stream)) {
+    pub fn read(
+        &self,
+        attempt: AttemptId,
+        term: Term,
+        stream: Stream,
+        offset: u64,
+        most: usize,
+    ) -> Result<Bytes, Error> {
+        let file = match File::open(self.path(attempt, term, stream)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Bytes::new()),
             opened => opened.map_err(failed("open", attempt))?,
         };
@@ -154,7 +170,7 @@ mod tests {
 
     fn chunk(offset: u64, data: &'static str) -> Chunk {
         let attempt = AttemptId { job: JobId(1024), task: 0, number: std::num::NonZeroU32::MIN };
-        Chunk { attempt, stream: Stream::Stdout, offset, data: Bytes::from_static(data.as_bytes()) }
+        Chunk { attempt, term: Term(1), stream: Stream::Stdout, offset, data: Bytes::from_static(data.as_bytes()) }
     }
 
     #[test]
@@ -165,8 +181,31 @@ mod tests {
         assert_eq!(logs.append(&[chunk(0, "one "), chunk(4, "two")]).unwrap(), [(id, Stream::Stdout, 7)]);
         assert_eq!(logs.append(&[chunk(4, "two"), chunk(2, "e two three")]).unwrap(), [(id, Stream::Stdout, 13)]);
         assert_eq!(logs.append(&[chunk(20, "x")]).unwrap(), [(id, Stream::Stdout, 13)]);
-        assert_eq!(logs.read(id, Stream::Stdout, 0, 100).unwrap().as_ref(), b"one two three");
-        assert_eq!(logs.read(id, Stream::Stdout, 8, 2).unwrap().as_ref(), b"th");
-        assert!(logs.read(id, Stream::Stderr, 0, 100).unwrap().is_empty());
+        assert_eq!(logs.read(id, Term(1), Stream::Stdout, 0, 100).unwrap().as_ref(), b"one two three");
+        assert_eq!(logs.read(id, Term(1), Stream::Stdout, 8, 2).unwrap().as_ref(), b"th");
+        assert!(logs.read(id, Term(1), Stream::Stderr, 0, 100).unwrap().is_empty());
+    }
+
+    /// A store that was restored from a backup gives the numbers of later jobs out again.
+    #[test]
+    fn what_an_attempt_of_a_lost_job_left_is_no_part_of_the_one_that_has_its_number() {
+        let root = tempfile::tempdir().unwrap();
+        let logs = Logs::new(root.path());
+        let of = |term, data| Chunk { term: Term(term), ..chunk(0, data) };
+        let id = chunk(0, "").attempt;
+        logs.append(&[of(1, "lost, and longer")]).unwrap();
+        assert_eq!(logs.append(&[of(2, "new")]).unwrap(), [(id, Stream::Stdout, 3)]);
+        assert_eq!(logs.read(id, Term(2), Stream::Stdout, 0, 100).unwrap().as_ref(), b"new");
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_release_is_gone_on_with() {
+        let root = tempfile::tempdir().unwrap();
+        let logs = Logs::new(root.path());
+        fs::create_dir(root.path().join("100")).unwrap();
+        fs::write(root.path().join("100/0.1.out"), "one ").unwrap();
+        let id = chunk(0, "").attempt;
+        assert_eq!(logs.append(&[chunk(4, "two")]).unwrap(), [(id, Stream::Stdout, 7)]);
+        assert_eq!(logs.read(id, Term(1), Stream::Stdout, 0, 100).unwrap().as_ref(), b"one two");
     }
 }

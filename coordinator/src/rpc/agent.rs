@@ -4,7 +4,11 @@
 //! the other adds to the driver's orders what attempts run. Each waits for the
 //! other side alone, so a slow agent slows nobody else.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use muster_core::{
@@ -82,7 +86,7 @@ impl v1::agent_server::Agent for Agent {
     ) -> Result<Response<Self::UploadLogsStream>, Status> {
         let (node, _) = node(&request)?;
         let (out, answers) = mpsc::channel(OUT_MAX);
-        let upload = Upload { context: self.0.clone(), node, chunks: request.into_inner(), known: HashSet::new() };
+        let upload = Upload { context: self.0.clone(), node, chunks: request.into_inner(), known: HashMap::new() };
         tokio::spawn(upload.run(out));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
@@ -320,9 +324,12 @@ struct Upload {
     context: Arc<Context>,
     node: NodeId,
     chunks: Streaming<v1::LogChunk>,
-    /// Attempts that are this node's.
-    known: HashSet<AttemptId>,
+    /// Attempts that are this node's, and under which leader each was placed. Looked up again when it has been emptied.
+    known: HashMap<AttemptId, Term>,
 }
+
+/// So many of them are remembered: a node may end a million a day on one stream.
+const KNOWN_MAX: usize = 4_096;
 
 /// What came at once.
 #[derive(Default)]
@@ -380,16 +387,21 @@ impl Upload {
     async fn sort(&mut self, wire: v1::LogChunk, batch: &mut Batch) -> Result<(), Status> {
         let attempt = convert::attempt_id(wire.attempt.as_ref()).map_err(status::rejected)?;
         let stream = convert::stream(wire.stream).map_err(status::rejected)?;
-        if !self.known.contains(&attempt) {
-            if !belongs_to(&self.context, attempt, self.node).await? {
-                tracing::warn!(node = %self.node, %attempt, "output of an attempt that is not this node's is dropped");
-                let offset = wire.offset.saturating_add(wire.data.len() as u64);
-                batch.strange.push(v1::LogAck { attempt: wire.attempt, stream: wire.stream, offset });
-                return Ok(());
-            }
-            self.known.insert(attempt);
+        let known = match self.known.get(&attempt) {
+            Some(term) => Some(*term),
+            None => term_of(&self.context, attempt, self.node).await?,
+        };
+        let Some(term) = known else {
+            tracing::warn!(node = %self.node, %attempt, "output of an attempt that is not this node's is dropped");
+            let offset = wire.offset.saturating_add(wire.data.len() as u64);
+            batch.strange.push(v1::LogAck { attempt: wire.attempt, stream: wire.stream, offset });
+            return Ok(());
+        };
+        if self.known.len() >= KNOWN_MAX {
+            self.known.clear();
         }
-        batch.chunks.push(Chunk { attempt, stream, offset: wire.offset, data: wire.data });
+        self.known.insert(attempt, term);
+        batch.chunks.push(Chunk { attempt, term, stream, offset: wire.offset, data: wire.data });
         Ok(())
     }
 
@@ -409,15 +421,16 @@ impl Upload {
     }
 }
 
-/// Live attempts are in the fleet; the output of one that ended may still come.
-async fn belongs_to(context: &Arc<Context>, attempt: AttemptId, node: NodeId) -> Result<bool, Status> {
-    let live = context.handle.query(move |fleet, _| fleet.attempt(attempt).map(|record| record.node)).await;
-    if let Some(holder) = live.map_err(status::stopped)? {
-        return Ok(holder == node);
+/// The term of an attempt that is this node's. Live ones are in the fleet; the output of one that ended may still come.
+async fn term_of(context: &Arc<Context>, attempt: AttemptId, node: NodeId) -> Result<Option<Term>, Status> {
+    let live = context.handle.query(move |fleet, _| fleet.attempt(attempt).map(|record| (record.node, record.term)));
+    if let Some((holder, term)) = live.await.map_err(status::stopped)? {
+        return Ok((holder == node).then_some(term));
     }
     let reader = context.reader.clone();
     let stored = blocking(move || {
         reader.attempts(attempt.job, attempt.task..attempt.task.saturating_add(1)).map_err(status::store)
     });
-    Ok(stored.await?.iter().any(|stored| stored.id == attempt && stored.record.node == node))
+    let mut stored = stored.await?.into_iter();
+    Ok(stored.find(|stored| stored.id == attempt && stored.record.node == node).map(|stored| stored.record.term))
 }

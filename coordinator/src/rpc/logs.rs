@@ -160,10 +160,10 @@ impl Reading {
     /// All that is there of one attempt from the cursor on.
     async fn tell(&self, at: &mut Cursor, stored: &StoredAttempt) -> Result<Result<(), Gone>, Status> {
         loop {
-            let (logs, from) = (self.context.logs.clone(), *at);
+            let (logs, from, term) = (self.context.logs.clone(), *at, stored.record.term);
             // Both at once: mostly there is nothing, and a handover to another thread costs more than the look.
             let read = move || -> Result<_, Status> {
-                let read = |stream, offset| logs.read(from.attempt, stream, offset, limits::CHUNK_BYTES);
+                let read = |stream, offset| logs.read(from.attempt, term, stream, offset, limits::CHUNK_BYTES);
                 let stdout = read(Stream::Stdout, from.stdout).map_err(status::log)?;
                 let stderr = read(Stream::Stderr, from.stderr).map_err(status::log)?;
                 Ok([(Stream::Stdout, stdout), (Stream::Stderr, stderr)])
