@@ -28,6 +28,8 @@ use crate::{
 pub(super) const WRITER: &str = "muster writer";
 /// Between two tries of a renewal that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// For a standby's question: connecting to each of several addresses is within it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A coordinator's part in who leads.
 #[derive(Debug)]
@@ -126,7 +128,7 @@ impl Standing {
     async fn stand(&mut self) -> Option<i64> {
         let mut last: Option<(Seen, Duration)> = None;
         loop {
-            match self.look().await {
+            match self.look_in_time().await {
                 Ok(seen) => {
                     let now = boot_time();
                     let since = match &last {
@@ -163,6 +165,14 @@ impl Standing {
         self.tell(Role::Standby { leader: None });
     }
 
+    /// A data base that hangs without its connection breaking is left, so that the next of its addresses is tried.
+    async fn look_in_time(&mut self) -> Result<Seen, Error> {
+        match timeout(ANSWER_TIMEOUT, self.look()).await {
+            Ok(looked) => looked,
+            Err(_late) => Err(self.session.unreachable("it does not answer")),
+        }
+    }
+
     async fn look(&mut self) -> Result<Seen, Error> {
         let ask = "SELECT term, beat, holder, address FROM muster.leadership";
         let (client, [statement]) = self.session.prepared([ask]).await?;
@@ -175,7 +185,12 @@ impl Standing {
     /// Takes the leadership from the row as it was seen; none: somebody was quicker, or the leader lives.
     async fn take(&mut self, seen: &Seen) -> Option<i64> {
         let sent = boot_time();
-        match self.try_take(seen).await {
+        let taken = match timeout(ANSWER_TIMEOUT, self.try_take(seen)).await {
+            Ok(taken) => taken,
+            // Taken or not: nobody acts on it, and whoever stands next sees it.
+            Err(_late) => Err(self.session.unreachable("it does not answer")),
+        };
+        match taken {
             Ok(Some(term)) => {
                 self.leadership.extend(sent);
                 self.tell(Role::Leading { term: Term(term.unsigned_abs()) });

@@ -19,6 +19,7 @@ use muster_core::{
     ids::{AttemptId, JobId, NodeId, PoolName, Term},
     time::Timestamp,
 };
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
 
 pub use self::{
@@ -42,6 +43,8 @@ const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 const MIGRATION_LOCK: i64 = 0x6d73_7472;
 /// Between two tries to reach the server again within a commit.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// For a commit that was cut off, while the leadership is renewed all the same.
+const COMMIT_AGAIN: Duration = Duration::from_secs(10);
 
 /// The writer's side.
 #[derive(Debug)]
@@ -237,7 +240,8 @@ pub fn read_state(target: &Target) -> Result<Image, Error> {
     })
 }
 
-/// Until the outcome is known, or our time to lead is over.
+/// Until the outcome is known, our time to lead is over, or what was cut off fails again and again: it leads no more then
+/// as well, so that another one can.
 async fn commit(
     session: &mut Session,
     term: i64,
@@ -245,8 +249,17 @@ async fn commit(
     rows: &Rows,
     leadership: &Leadership,
 ) -> Result<(), Error> {
+    let mut give_up: Option<Instant> = None;
     loop {
-        let error = match write::once(session, term, number, rows).await {
+        let once = write::once(session, term, number, rows);
+        let tried = match give_up {
+            None => once.await,
+            Some(at) => match timeout_at(at, once).await {
+                Ok(tried) => tried,
+                Err(_late) => return Err(session.unreachable("it does not take what was cut off")),
+            },
+        };
+        let error = match tried {
             Ok(write::Outcome::Stored) => return Ok(()),
             Ok(write::Outcome::WasStored) => {
                 tracing::info!("the last commit's answer was cut off; it had been stored");
@@ -255,7 +268,8 @@ async fn commit(
             Err(error @ Error::Unreachable { .. }) => error,
             Err(error) => return Err(error),
         };
-        if !leadership.holds() {
+        let at = *give_up.get_or_insert_with(|| Instant::now() + COMMIT_AGAIN);
+        if !leadership.holds() || Instant::now() >= at {
             return Err(error);
         }
         session.drop_connection();

@@ -1,10 +1,12 @@
 //! One connection to PostgreSQL: made when it is needed, made again after it
 //! broke, and driven from a thread of its own, so that callers may block.
 
-use std::{collections::HashMap, error::Error as _, fmt, path::Path, sync::mpsc as blocking, thread, time::Duration};
+use std::{
+    collections::HashMap, error::Error as _, fmt, io, path::Path, sync::mpsc as blocking, thread, time::Duration,
+};
 
 use futures_util::future::LocalBoxFuture;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_postgres::{
     Client, Config, NoTls, Statement,
     config::{Host, SslMode, TargetSessionAttrs},
@@ -12,10 +14,12 @@ use tokio_postgres::{
 };
 
 use super::tls::Tls;
-use crate::store::Error;
+use crate::store::{Cause, Error};
 
 /// A server that does not take a connection in this time is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for all that follows it, until the session is ready.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// What is not acknowledged by the other side's TCP in this time never will be.
 const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Of every session. A commit that was acknowledged is on the disk; a writer that was stopped within a
@@ -60,11 +64,60 @@ impl Target {
             config.tcp_user_timeout(TCP_TIMEOUT);
         }
         config.keepalives_idle(TCP_TIMEOUT);
+        config.keepalives_interval(Duration::from_secs(1));
+        config.keepalives_retries(3);
         Ok(Self { config: config.into(), tls })
     }
 
-    async fn connect(&self, purpose: &str) -> Result<Client, tokio_postgres::Error> {
-        let mut config = Config::clone(&self.config);
+    /// The first of its hosts that answers and takes writes. One that is frozen, whose system still takes connections,
+    /// has no more time than one that is away.
+    async fn connect(&self, purpose: &str) -> Result<Client, Cause> {
+        let mut last: Cause = "it names no host".into();
+        for host in self.hosts() {
+            match timeout(HANDSHAKE_TIMEOUT, self.connect_to(host, purpose)).await {
+                Ok(Ok(client)) => return Ok(client),
+                Ok(Err(error)) => last = error.into(),
+                Err(_late) => last = "it takes the connection and says nothing".into(),
+            }
+        }
+        Err(last)
+    }
+
+    /// A config for each host of the address.
+    fn hosts(&self) -> Vec<Config> {
+        let (hosts, ports) = (self.config.get_hosts(), self.config.get_ports());
+        // An address that gives their numbers beside their names says which belong together.
+        if hosts.len() < 2 || !self.config.get_hostaddrs().is_empty() {
+            return vec![Config::clone(&self.config)];
+        }
+        let one = |(index, host): (usize, &Host)| {
+            let mut config = Config::new();
+            match host {
+                Host::Tcp(name) => config.host(name),
+                Host::Unix(path) => config.host_path(path),
+            };
+            if let Some(port) = ports.get(index).or(ports.first()) {
+                config.port(*port);
+            }
+            config.ssl_mode(self.config.get_ssl_mode());
+            config.channel_binding(self.config.get_channel_binding());
+            config.target_session_attrs(self.config.get_target_session_attrs());
+            config.keepalives(self.config.get_keepalives());
+            config.keepalives_idle(self.config.get_keepalives_idle());
+            self.config.get_keepalives_interval().map(|span| config.keepalives_interval(span));
+            self.config.get_keepalives_retries().map(|count| config.keepalives_retries(count));
+            self.config.get_connect_timeout().map(|span| config.connect_timeout(*span));
+            self.config.get_tcp_user_timeout().map(|span| config.tcp_user_timeout(*span));
+            self.config.get_user().map(|user| config.user(user));
+            self.config.get_password().map(|password| config.password(password));
+            self.config.get_dbname().map(|name| config.dbname(name));
+            self.config.get_options().map(|options| config.options(options));
+            config
+        };
+        hosts.iter().enumerate().map(one).collect()
+    }
+
+    async fn connect_to(&self, mut config: Config, purpose: &str) -> Result<Client, tokio_postgres::Error> {
         config.application_name(purpose);
         let client = match &self.tls {
             Some(tls) => {
@@ -119,7 +172,11 @@ impl Session {
         if self.client.as_ref().is_none_or(Client::is_closed) {
             self.prepared.clear();
             let client = self.target.connect(self.purpose).await;
-            self.client = Some(client.map_err(|error| self.failed("connect", error))?);
+            self.client = Some(client.map_err(|cause| match cause.downcast::<tokio_postgres::Error>() {
+                Ok(error) if error.as_db_error().is_some() => self.failed("connect", *error),
+                Ok(error) => self.unreachable(error),
+                Err(cause) => self.unreachable(cause),
+            })?);
         }
         Ok(self.client.as_ref().expect("it was just made"))
     }
@@ -146,9 +203,13 @@ impl Session {
         self.client = None;
     }
 
+    pub(super) fn unreachable(&self, cause: impl Into<Cause>) -> Error {
+        Error::Unreachable { place: self.target.to_string(), source: cause.into() }
+    }
+
     pub(super) fn failed(&self, doing: &'static str, error: tokio_postgres::Error) -> Error {
         if is_cut(&error) {
-            return Error::Unreachable { place: self.target.to_string(), source: error.into() };
+            return self.unreachable(error);
         }
         match error.code().map(SqlState::code) {
             Some(DEPOSED) => Error::Deposed,
@@ -164,7 +225,10 @@ pub(super) const FOLLOWED: &str = "MU002";
 
 /// The connection or the server went away: what was under way may be done or not.
 pub(super) fn is_cut(error: &tokio_postgres::Error) -> bool {
-    let Some(refusal) = error.as_db_error() else { return true };
+    let Some(refusal) = error.as_db_error() else {
+        // Not what this side could not even say: that would fail again for ever.
+        return error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>());
+    };
     // Shutdown, crash, starting up; exceptions of the connection; a session that was idle or too many of them.
     let code = refusal.code().code();
     code.starts_with("57P") || code.starts_with("08") || code == "25P03" || code == "53300"
