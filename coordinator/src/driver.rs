@@ -138,6 +138,8 @@ struct Driver {
     accepting: HashMap<RequestId, AcceptedJob>,
     /// What acting itself brought about, for the next batch.
     consequences: VecDeque<Event>,
+    /// Inputs that were too much for one commit, in order.
+    waiting: Vec<Input>,
     revision: u64,
     commits: u64,
 }
@@ -158,6 +160,7 @@ pub fn start(parts: Setup) -> (Handle, oneshot::Receiver<Result<(), Failed>>) {
         replies: HashMap::new(),
         accepting: HashMap::new(),
         consequences: VecDeque::new(),
+        waiting: Vec::new(),
         revision: 0,
         commits,
     };
@@ -205,9 +208,16 @@ impl Driver {
 
     /// Waits for the first input or the next wake-up, then takes all that is there.
     async fn receive(&mut self, batch: &mut Vec<Input>) {
-        if !self.consequences.is_empty() {
-            return;
+        batch.append(&mut self.waiting);
+        if self.consequences.is_empty() && batch.is_empty() {
+            self.receive_more(batch).await;
         }
+        if let Some(enough) = enough_for_one_commit(batch.iter().map(Input::stored_bytes)) {
+            self.waiting = batch.split_off(enough);
+        }
+    }
+
+    async fn receive_more(&mut self, batch: &mut Vec<Input>) {
         let inputs = &mut self.inputs;
         let receive = inputs.recv_many(batch, limits::BATCH_EVENTS_MAX);
         let received = match self.parts.fleet.next_wake() {
@@ -402,6 +412,27 @@ impl Driver {
             tracing::warn!("the provider does not keep up; an order of a host was dropped");
         }
     }
+}
+
+impl Input {
+    /// What of it a commit holds that may be large.
+    fn stored_bytes(&self) -> usize {
+        match self {
+            Self::Request { job: Some(job), .. } => job.template.len(),
+            Self::Request { job: None, .. } | Self::Events(_) | Self::Connect { .. } | Self::Query(_) | Self::Stop => 0,
+        }
+    }
+}
+
+/// How many of these go into one commit; none: all.
+fn enough_for_one_commit(sizes: impl IntoIterator<Item = usize>) -> Option<usize> {
+    let mut bytes = 0;
+    let is_enough = |size: usize| {
+        bytes += size;
+        bytes > limits::COMMIT_BYTES_MAX
+    };
+    // The one that goes over it goes too: alone it must fit.
+    sizes.into_iter().position(is_enough).map(|at| at + 1)
 }
 
 #[cfg(test)]

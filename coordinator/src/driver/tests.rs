@@ -99,3 +99,12 @@ async fn a_deposed_leader_answers_neither_a_change_nor_a_question() {
     assert!(handle.ask(cordon).await.is_err());
     deposed(end).await;
 }
+
+/// A data base refuses a message of a gigabyte, and would again and again.
+#[test]
+fn a_commit_has_an_end_and_takes_one_job_at_least() {
+    let most = limits::COMMIT_BYTES_MAX;
+    assert_eq!(enough_for_one_commit([0, most, 0]), None);
+    assert_eq!(enough_for_one_commit([most, 0, 1, 5]), Some(3));
+    assert_eq!(enough_for_one_commit([most * 2, 1]), Some(1));
+}
