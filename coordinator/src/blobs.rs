@@ -15,7 +15,7 @@ use bytes::Bytes;
 use muster_core::limits;
 use sha2::{Digest as _, Sha256};
 
-use crate::hex;
+use crate::{hex, tokens::random};
 
 /// A blob's name.
 pub type Digest = [u8; 32];
@@ -86,6 +86,8 @@ fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
 #[derive(Debug)]
 pub struct Blobs {
     root: PathBuf,
+    /// Of this process alone: coordinators in containers may share the folder and have the same pid.
+    own: String,
     writes: AtomicU64,
 }
 
@@ -111,7 +113,7 @@ impl Blobs {
         for entry in fs::read_dir(&incoming).map_err(failed("sweep"))?.flatten() {
             let _ = fs::remove_file(entry.path());
         }
-        Ok(Self { root: root.to_owned(), writes: AtomicU64::new(0) })
+        Ok(Self { root: root.to_owned(), own: hex::encode(&random::<8>()), writes: AtomicU64::new(0) })
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -125,7 +127,7 @@ impl Blobs {
     /// The system refuses.
     pub fn begin(&self, announced: Option<Digest>) -> Result<Incoming, Error> {
         let number = self.writes.fetch_add(1, Ordering::Relaxed);
-        let path = self.root.join("incoming").join(format!("{}-{number}", std::process::id()));
+        let path = self.root.join("incoming").join(format!("{}-{number}", self.own));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed("begin"))?;
         Ok(Incoming { file, path, hash: Sha256::new(), length: 0, announced, kept: false })
     }
