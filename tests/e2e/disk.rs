@@ -171,6 +171,8 @@ async fn on_a_hosts_full_disk_running_work_keeps_its_end_and_lost_output_is_told
         (node.state == "disk-full" && node.liveness == "live").then_some(())
     })
     .await;
+    let alarms = fleet.client.fleet.clone().status(v1::StatusRequest {}).await.expect("a status").into_inner().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.contains("node full has little room")), "{alarms:?}");
     // What comes now waits for the room, and is not tried without it.
     let job = fleet.client.submit(fleet.script("head -c 4M /dev/zero")).await;
     let waits = fleet.client.summary(job).await.reason;

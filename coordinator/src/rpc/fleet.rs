@@ -8,7 +8,7 @@ use muster_core::{
     fleet::Fleet,
     ids::{Actor, PoolName},
     limits,
-    node::Liveness,
+    node::{Duty, Liveness, NodeRecord},
     resources::Resources,
     time::{Millis, Timestamp},
 };
@@ -123,6 +123,7 @@ fn status_of(fleet: &Fleet, started: Timestamp, now: Timestamp) -> v1::FleetStat
             Liveness::Live => {
                 capacity = capacity.plus(&record.capacity);
                 allocated = allocated.plus(&view.allocated);
+                alarms.extend(trouble_of(record).map(|trouble| format!("node {} {trouble}", record.name)));
             }
             Liveness::Silent(at) | Liveness::Lost(at) => {
                 alarms.push(format!("node {} is {} for {}", record.name, record.liveness.name(), now.since(at)));
@@ -151,6 +152,21 @@ fn status_of(fleet: &Fleet, started: Timestamp, now: Timestamp) -> v1::FleetStat
         alarms,
         capacity: Some(capacity.into()),
         allocated: Some(allocated.into()),
+    }
+}
+
+/// Why the fleet by itself gives a node that it hears no more work; what a person asked for is no alarm.
+fn trouble_of(record: &NodeRecord) -> Option<String> {
+    match &record.duty {
+        Duty::Cordoned(mark) if mark.actor == Actor(format!("host {}", record.name)) => {
+            Some(format!("is cordoned: {}", mark.reason))
+        }
+        Duty::Draining(drain) | Duty::Drained { drain, .. } if drain.order.actor == Actor("coordinator".to_owned()) => {
+            Some(format!("was drained for its faults: {}", drain.order.reason))
+        }
+        Duty::Cordoned(_) | Duty::Draining(_) | Duty::Drained { .. } | Duty::Stopping { .. } | Duty::Eligible => {
+            record.disk_full.map(|_| "has little room left on its disk: nothing new is placed there".to_owned())
+        }
     }
 }
 
