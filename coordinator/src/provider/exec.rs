@@ -25,7 +25,7 @@ use muster_core::{
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
-    Ask, Links, NewHost, Provider, Sleeper, host_name,
+    Ask, Links, NewHost, Provider, Sleeper, dialled, host_name,
     program::{
         Create, Created, Deleted, Described, Error, Going, Listed, Operation, PROGRAMS_MAX, Program, Which, Whose,
         patiently,
@@ -163,8 +163,9 @@ impl ExecHosts {
     }
 
     async fn create(&self, program: &Program, new: NewHost) {
-        let made = match self.links.token(&new).await {
-            Ok(token) => self.make(program, &new, token).await,
+        let told = async { Ok((dialled(&self.links.coordinator)?, self.links.token(&new).await?)) };
+        let made = match told.await {
+            Ok((coordinator, token)) => self.make(program, &new, coordinator, token).await,
             Err(reason) => Err((reason, true)),
         };
         let (pool, host) = (new.pool, new.host);
@@ -199,7 +200,13 @@ impl ExecHosts {
     }
 
     /// On failure also whether no try has run at all.
-    async fn make(&self, program: &Program, new: &NewHost, token: String) -> Result<Option<String>, (String, bool)> {
+    async fn make(
+        &self,
+        program: &Program,
+        new: &NewHost,
+        coordinator: String,
+        token: String,
+    ) -> Result<Option<String>, (String, bool)> {
         let HostTemplate { cpu_milli, memory_bytes, disk_bytes, labels } = new.template.clone();
         let create = Create {
             request: self.request(new.host),
@@ -210,7 +217,7 @@ impl ExecHosts {
             memory_bytes,
             disk_bytes,
             labels,
-            coordinator: self.links.coordinator.clone(),
+            coordinator,
             token,
         };
         let ran = AtomicBool::new(false);

@@ -9,7 +9,7 @@ pub mod local_lines;
 pub mod program;
 mod static_hosts;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use muster_core::{
     event::Event,
@@ -194,6 +194,18 @@ pub async fn run(mut orders: mpsc::Receiver<HostOrder>, links: Links, places: Pl
     }
 }
 
+/// What a new host is told to dial, if that can be dialled.
+fn dialled(coordinator: &str) -> Result<String, String> {
+    let listens_everywhere = |address: SocketAddr| address.ip().is_unspecified();
+    if coordinator.parse().is_ok_and(listens_everywhere) {
+        return Err(format!(
+            "a new host cannot dial {coordinator}, where this coordinator listens; set `advertise` in its settings, or \
+             `coordinators`"
+        ));
+    }
+    Ok(coordinator.to_owned())
+}
+
 /// The beginning of each request, so that several fleets can share one account. `fingerprint` is that of the fleet's CA.
 fn fleet_name(fingerprint: &str) -> String {
     format!("muster-{}", &fingerprint[..fingerprint.len().min(12)])
@@ -203,4 +215,19 @@ fn fleet_name(fingerprint: &str) -> String {
 #[must_use]
 pub fn host_name(pool: &PoolName, host: HostRequestId) -> String {
     format!("{pool}-{}", host.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_host_is_made_that_could_not_find_the_coordinator() {
+        for address in ["0.0.0.0:7420", "[::]:7420"] {
+            assert!(dialled(address).unwrap_err().contains("advertise"), "{address}");
+        }
+        for address in ["127.0.0.1:7420", "fleet.example:7420", "a:7420,b:7420"] {
+            assert_eq!(dialled(address).as_deref(), Ok(address));
+        }
+    }
 }
