@@ -13,6 +13,8 @@ use clap::{Args, Parser, Subcommand};
 use muster_core::policy::PoolPolicy;
 use serde::Deserialize;
 
+use crate::identity::{PersonName, Role};
+
 /// Where programs that make hosts are looked for.
 const PROVIDERS: &str = "/etc/muster/providers";
 
@@ -32,6 +34,27 @@ pub enum Command {
     Init(Init),
     /// Serve the fleet of a data folder.
     Serve(Box<Serve>),
+    /// Make a key and a certificate with which a person or program reaches the fleet from elsewhere.
+    Admit(Admit),
+}
+
+/// Settings of `admit`.
+#[derive(Clone, Debug, Args)]
+pub struct Admit {
+    /// Who: the history names it.
+    pub name: PersonName,
+    /// What it may do; each role has the rights of those before it.
+    #[arg(long, value_enum)]
+    pub role: Role,
+    /// How long the certificate is good, in days: it cannot be taken back before.
+    #[arg(long, default_value_t = 365, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3_650))]
+    pub days: u32,
+    /// Folder for NAME.pem and NAME.key.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub to: PathBuf,
+    /// Data folder of a coordinator of the fleet; it may run.
+    #[arg(long, default_value = "/var/lib/muster", value_name = "DIR")]
+    pub data: PathBuf,
 }
 
 /// Settings of `init`.

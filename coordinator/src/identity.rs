@@ -14,6 +14,7 @@ use std::{
 
 use muster_core::{
     ids::NodeId,
+    limits,
     time::{Millis, Timestamp},
 };
 use rcgen::{
@@ -82,6 +83,12 @@ pub enum Error {
     /// TLS refused what we gave it.
     #[error("TLS refuses the server's certificate")]
     Tls(#[source] rustls::Error),
+    /// A certificate is not written over.
+    #[error("{file} is there already; move it away, or name another folder")]
+    Exists {
+        /// The file.
+        file: String,
+    },
     /// A request that is no request for one of our certificates.
     #[error("the certificate request is refused: {reason}")]
     Request {
@@ -91,7 +98,7 @@ pub enum Error {
 }
 
 /// What a person may do; each role includes those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Role {
     /// See everything.
     Read,
@@ -125,6 +132,33 @@ impl Role {
             Self::Operate => "operate",
             Self::Admin => "admin",
         }
+    }
+}
+
+/// A person's or program's name, as its certificate and the history say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PersonName(String);
+
+impl std::fmt::Display for PersonName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for PersonName {
+    type Err = String;
+
+    /// It is a part of a URI and of a file's name, and no name that the fleet itself gives.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'@' | b'+');
+        if text.is_empty() || text.len() > limits::NAME_LEN_MAX || text.starts_with('.') || !text.bytes().all(is_fit) {
+            let most = limits::NAME_LEN_MAX;
+            return Err(format!("a name has 1 to {most} letters, digits or ._-@+, and no dot first"));
+        }
+        if text == "coordinator" {
+            return Err("that is how the coordinator itself is named in the history".to_owned());
+        }
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -215,10 +249,21 @@ impl Authority {
         write_durably(&pki.join("ca.key"), key.serialize_pem().as_bytes(), 0o600)?;
         let issuer = Issuer::new(params, key);
         issue_server(&issuer, pki, sans, SERVER_LIFE)?;
-        let admin = new_key()?;
-        let pem = person_certificate(&issuer, "admin", Role::Admin, &admin)?;
-        write_durably(&pki.join("admin.pem"), pem.as_bytes(), 0o644)?;
-        write_durably(&pki.join("admin.key"), admin.serialize_pem().as_bytes(), 0o600).map_err(Error::from)
+        issue_person(&issuer, pki, &PersonName("admin".to_owned()), Role::Admin, PERSON_LIFE)
+    }
+
+    /// Makes a key and a certificate for a person, `NAME.key` and `NAME.pem` in `to`, signed by the CA of `pki`.
+    ///
+    /// # Errors
+    /// The CA is missing or damaged, one of the two files is there, or `to` cannot be written.
+    pub fn admit(pki: &Path, to: &Path, name: &PersonName, role: Role, life: Duration) -> Result<(), Error> {
+        let (ca, key) = (read_pem(&pki.join("ca.pem"))?, read_key(&pki.join("ca.key"))?);
+        let taken = ["pem", "key"].map(|ending| to.join(format!("{}.{ending}", name.0)));
+        if let Some(file) = taken.iter().find(|file| file.exists()) {
+            return Err(Error::Exists { file: file.display().to_string() });
+        }
+        let issuer = Issuer::from_ca_cert_der(&ca, key).map_err(certificate("read", "the CA's certificate"))?;
+        issue_person(&issuer, to, name, role, life)
     }
 
     /// Takes another coordinator's CA over from a copy of its folder, and makes a server's certificate of its own.
@@ -294,14 +339,6 @@ impl Authority {
         let params = client(&node.to_string(), &format!("muster://node/{}", node.0), life)?;
         let signed = params.signed_by(&request.key, &self.issuer).map_err(certificate("sign", node.to_string()))?;
         Ok(signed.der().clone())
-    }
-
-    /// Signs a person's key; PEM.
-    ///
-    /// # Errors
-    /// TLS libraries refuse.
-    pub fn sign_person(&self, name: &str, role: Role, key: &KeyPair) -> Result<String, Error> {
-        person_certificate(&self.issuer, name, role, key)
     }
 
     /// TLS 1.3 with ours; a client's certificate is optional here and required per call.
@@ -402,9 +439,18 @@ fn client(common_name: &str, uri: &str, life: Duration) -> Result<CertificatePar
     Ok(params)
 }
 
-fn person_certificate(issuer: &Issuer<'_, KeyPair>, name: &str, role: Role, key: &KeyPair) -> Result<String, Error> {
-    let params = client(name, &format!("muster://user/{name}?role={}", role.name()), PERSON_LIFE)?;
-    params.signed_by(key, issuer).map(|signed| signed.pem()).map_err(certificate("sign", name))
+fn issue_person(
+    issuer: &Issuer<'_, KeyPair>,
+    to: &Path,
+    PersonName(name): &PersonName,
+    role: Role,
+    life: Duration,
+) -> Result<(), Error> {
+    let key = new_key()?;
+    let params = client(name, &format!("muster://user/{name}?role={}", role.name()), life)?;
+    let signed = params.signed_by(&key, issuer).map_err(certificate("sign", name))?;
+    write_durably(&to.join(format!("{name}.key")), key.serialize_pem().as_bytes(), 0o600)?;
+    write_durably(&to.join(format!("{name}.pem")), signed.pem().as_bytes(), 0o644).map_err(Error::from)
 }
 
 fn issue_server(issuer: &Issuer<'_, KeyPair>, pki: &Path, sans: &[String], life: Duration) -> Result<(), Error> {
@@ -529,6 +575,26 @@ mod tests {
         assert!(NodeKeyRequest::read(&vec![0; 20 << 10]).is_err());
         let other = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
         assert!(NodeKeyRequest::read(&csr(&other)).is_err(), "another kind of key");
+    }
+
+    #[test]
+    fn a_person_gets_a_certificate_once_with_the_role_that_was_named() {
+        let root = tempfile::tempdir().unwrap();
+        let (pki, to) = (root.path().join("pki"), root.path());
+        Authority::create(&pki, &[]).unwrap();
+        let ana: PersonName = "ana@example.com".parse().unwrap();
+        Authority::admit(&pki, to, &ana, Role::Operate, DAY * 30).unwrap();
+        let file = to.join("ana@example.com.pem");
+        let leaf = CertificateDer::from_pem_file(&file).unwrap();
+        assert_eq!(caller(&leaf), Caller::Person { name: "ana@example.com".into(), role: Role::Operate });
+        assert!(life_left(&leaf) <= DAY * 30);
+        let key = fs::read(to.join("ana@example.com.key")).unwrap();
+        let again = Authority::admit(&pki, to, &ana, Role::Admin, DAY);
+        assert!(matches!(again, Err(Error::Exists { .. })), "{again:?}");
+        assert_eq!(fs::read(to.join("ana@example.com.key")).unwrap(), key, "it is as it was");
+        for refused in ["", "..", "a/b", "ana?role=admin", "uid:0", "coordinator", &"a".repeat(129)] {
+            assert!(refused.parse::<PersonName>().is_err(), "{refused}");
+        }
     }
 
     #[test]

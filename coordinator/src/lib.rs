@@ -33,9 +33,10 @@ mod telemetry;
 pub mod tokens;
 pub mod upkeep;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, process::ExitCode, time::Duration};
 
-use config::{Cli, Command, Config, Init, Serve};
+use config::{Admit, Cli, Command, Config, Init, Serve};
+use identity::Authority;
 use tokio::signal::unix::{SignalKind, signal};
 
 const FAILED: u8 = 1;
@@ -56,6 +57,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match command {
         Command::Init(settings) => init(&settings),
         Command::Serve(settings) => serve(&settings),
+        Command::Admit(settings) => admit(&settings),
     }
 }
 
@@ -66,6 +68,18 @@ fn init(settings: &Init) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => told(&error, code_of(&error)),
+    }
+}
+
+fn admit(Admit { name, role, days, to, data }: &Admit) -> ExitCode {
+    let life = Duration::from_secs(u64::from(*days) * 86_400);
+    match Authority::admit(&data.join("pki"), to, name, *role, life) {
+        Ok(()) => {
+            let (folder, role) = (to.display(), role.name());
+            println!("made {folder}/{name}.pem and {folder}/{name}.key: role {role}, for {days} days");
+            ExitCode::SUCCESS
+        }
+        Err(error) => told(&error, if matches!(error, identity::Error::Exists { .. }) { CONFLICT } else { FAILED }),
     }
 }
 

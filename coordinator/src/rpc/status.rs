@@ -100,6 +100,7 @@ pub fn identity(error: identity::Error) -> Status {
         | identity::Error::Certificate { .. }
         | identity::Error::Pem { .. }
         | identity::Error::Damaged { .. }
+        | identity::Error::Exists { .. }
         | identity::Error::Tls(_) => internal(&error),
     }
 }
