@@ -219,7 +219,7 @@ pub struct Simulate {
     #[arg(long)]
     pub shrink: bool,
     /// Hosts that join by themselves.
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = units::at_least_one)]
     pub hosts: usize,
     /// Hosts that a provider makes beyond those, at most.
     #[arg(long, default_value_t = 3, value_name = "N")]

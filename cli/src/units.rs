@@ -37,6 +37,11 @@ pub fn cpu(text: &str) -> Result<u64, String> {
     milli.filter(|milli| *milli > 0).ok_or_else(wrong)
 }
 
+/// A number of things without which there is nothing to do.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| format!("`{text}` is no number of 1 or more"))
+}
+
 /// A span: `250ms`, `90s`, `10m`, `1h30m`, `2d`. A bare number is refused: it has no unit.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no duration; write it with units, like 250ms, 90s, 10m or 1h30m");

@@ -8,8 +8,9 @@ use muster_core::{
     effect::{Effect, Reply, StopReason, Subject},
     end::{End, NodeLoss},
     event::{DrainOrder, DrainThen, Event, Held, HeldPhase, Hello, HostSample},
-    fleet::{Fleet, Output},
+    fleet::{Fleet, Image, Output},
     ids::{Actor, AttemptId, Epoch, HostRequestId, JobId, NodeId, PoolName, RequestId, Revision, SessionId, Term},
+    job::JobRecord,
     limits,
     policy::{Below, Change, HostTemplate, Metric, PlacementOrder, PoolPolicy, ProviderKind, ScaleIn, ScaleOut, Sleep},
     resources::Resources,
@@ -120,6 +121,11 @@ fn end(text: &str) -> End {
     }
 }
 
+/// The same machine has the same key, unless another is named.
+fn key_of(name: &str, words: &Words<'_>) -> [u8; 32] {
+    [u8::try_from(words.number("key", name.len() as u64)).expect("a small number"); 32]
+}
+
 impl World {
     fn new() -> Self {
         let mut world =
@@ -179,7 +185,9 @@ impl World {
             "submit" => self.submit(&words),
             "cancel" => {
                 let job = first.parse().expect("a job id");
-                self.apply(Event::Cancel { request, job, tasks: None, actor, reason })
+                let task = |task: &&str| vec![task.parse().expect("a task")];
+                let tasks = words.plain.get(2).map(task);
+                self.apply(Event::Cancel { request, job, tasks, actor, reason })
             }
             "retry" => self.apply(Event::Retry { request, job: first.parse().expect("a job id"), actor }),
             "started" => self.report(
@@ -272,6 +280,7 @@ impl World {
                 let seen = Seen { term: Term(words.number("term", 1)), commit: words.number("commit", 0) };
                 self.apply(Event::HostSaw { node: self.node(first), seen })
             }
+            "restart" => self.restart(words.number("term", 2)),
             "lead" => self.apply(Event::Led { term: Term(words.number("term", 2)) }),
             "release_brake" => self.apply(Event::ReleaseBrake { request, actor, reason }),
             "accept_loss" => self.apply(Event::AcceptLoss { request, actor, reason }),
@@ -332,7 +341,7 @@ impl World {
     fn enroll_and_connect(&mut self, name: &str, words: &Words<'_>) -> Vec<String> {
         let host = words.named.get("host").map(|host| HostRequestId(host.parse().expect("a host")));
         let pool = PoolName(words.text("pool", "local"));
-        let key = [name.len() as u8; 32];
+        let key = key_of(name, words);
         let (name, shown) = (name.to_owned(), NodeId(words.number("shown", 0)));
         let enroll = Event::Enroll { request: RequestId(1), name: name.clone(), pool, host, key, shown };
         let mut answers = self.apply(enroll);
@@ -365,7 +374,30 @@ impl World {
             closed_for_drain: Revision(words.number("closed", 0)),
             version: "muster".into(),
         };
-        self.apply(Event::NodeConnected { node, key: [name.len() as u8; 32], session, hello })
+        self.apply(Event::NodeConnected { node, key: key_of(name, words), session, hello })
+    }
+
+    /// Another coordinator leads, with what the store has: all that is known of nobody's streams is gone.
+    fn restart(&mut self, term: u64) -> Vec<String> {
+        let fleet = &self.fleet;
+        let jobs: Vec<_> =
+            fleet.jobs().map(|(id, job)| (*id, JobRecord { live: BTreeMap::new(), ..job.clone() })).collect();
+        let attempts = |(id, _): &(JobId, JobRecord)| {
+            fleet.attempts_of(*id).map(|(id, record)| (id, record.clone())).collect::<Vec<_>>()
+        };
+        let image = Image {
+            meta: fleet.meta().clone(),
+            attempts: jobs.iter().flat_map(attempts).collect(),
+            jobs,
+            nodes: fleet.nodes().map(|(id, node)| (id, node.clone())).collect(),
+            pools: fleet.pools().map(|(name, pool)| (name.clone(), pool.clone())).collect(),
+        };
+        self.fleet = match Fleet::restore(image) {
+            Ok(fleet) => fleet,
+            Err(damage) => return vec![damage.to_string()],
+        };
+        self.sessions.clear();
+        self.apply(Event::Led { term: Term(term) })
     }
 
     /// `held=100.0.1:running,100.1.1:queued`, placed under `held_term=`
@@ -470,6 +502,7 @@ impl World {
             scale_in: Some(ScaleIn {
                 when: vec![Below { metric: Metric::QueueLength, below: 1, hold: Millis(0) }],
                 cooldown: Some(Millis(0)),
+                busy: words.named.get("busy").map(|within| seconds(within)),
                 ..ScaleIn::one_by_one(seconds(&words.text("idle", "60s")))
             }),
             ..PoolPolicy::fixed(name, provider, small("min", 0), small("max", 4), host)
@@ -517,7 +550,10 @@ fn effect(effect: &Effect) -> String {
         Effect::Stop { node, attempts, .. } => {
             let orders: Vec<String> = attempts
                 .iter()
-                .map(|order| format!("{}({}{})", order.attempt, reason(order.reason), asked(order.first)))
+                .map(|order| {
+                    let (reason, grace) = (reason(order.reason), order.grace);
+                    format!("{}({reason} within {grace}{})", order.attempt, asked(order.first))
+                })
                 .collect();
             format!("{node} <- stop {}", orders.join(" "))
         }

@@ -76,7 +76,7 @@ const START: Timestamp = Timestamp(1_000_000);
 const LULLS: u64 = 17;
 /// Longer than a brake holds, and than a lost host is kept.
 const LULL: Millis = Millis::from_secs(20 * 60);
-/// After all has healed, everything must end within this.
+/// After all has healed, everything must end within this, and what [`patience`] adds.
 const GIVE_UP: Millis = Millis::from_secs(2 * 3_600);
 /// So many steps at one moment: something wakes itself for ever.
 const BUSY_MAX: u64 = 100_000;
@@ -84,6 +84,14 @@ const BUSY_MAX: u64 = 100_000;
 const LOOK: Millis = Millis::from_secs(20);
 /// A clock's drift in thousandths, at most: both sides together are within the margin.
 const DRIFT_MAX: u64 = 60;
+
+/// What more work on fewer hosts than in the usual run takes: a minute for each job.
+fn patience(setup: &Setup) -> Millis {
+    let minutes = |jobs: usize, hosts: usize| (jobs / hosts.max(1)) as u64;
+    let usual = Setup::default();
+    let more = minutes(setup.jobs, setup.hosts).saturating_sub(minutes(usual.jobs, usual.hosts));
+    Millis::from_secs(more * 60)
+}
 
 /// Plays one seed.
 ///
@@ -201,7 +209,7 @@ impl World {
             return Ok(());
         }
         self.tidied = self.now;
-        if self.now.since(START) > self.setup.span + LULL + GIVE_UP {
+        if self.now.since(START) > self.setup.span + LULL + GIVE_UP + patience(&self.setup) {
             return Err(Violation::new("liveness", self.open_work()));
         }
         let Some(member) = self.serving() else { return Ok(()) };

@@ -53,6 +53,7 @@ impl Fleet {
         for (id, record) in image.nodes {
             fleet.restore_node(id, record)?;
         }
+        fleet.name_who_is_away();
         for (id, record) in image.jobs {
             if fleet.keys.insert(record.key.clone(), id).is_some() {
                 return Err(Damage(format!("job {id} shares its idempotency key `{}` with another", record.key)));
@@ -92,6 +93,16 @@ impl Fleet {
         self.nodes.insert(id, Node::new(record, Timestamp(0)));
         self.unsettled.insert(id);
         Ok(())
+    }
+
+    /// Who has left by itself keeps its name until another takes it: a person calls a host that sleeps by it. A
+    /// provider's host does not come back, and its name goes to the next.
+    fn name_who_is_away(&mut self) {
+        for (id, node) in &self.nodes {
+            if matches!(node.record.liveness, Liveness::Gone(_)) && node.record.host.is_none() {
+                self.names.entry(node.record.name.clone()).or_insert(*id);
+            }
+        }
     }
 
     fn restore_attempt(&mut self, id: AttemptId, record: AttemptRecord) -> Result<(), Damage> {

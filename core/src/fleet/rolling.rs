@@ -89,8 +89,9 @@ impl Fleet {
         };
         let id = self.meta.next_rolling;
         self.meta.next_rolling = id.next();
+        let nodes = if count == 1 { "node" } else { "nodes" };
         let sentence =
-            format!("{count} nodes, {} at once, then {}: {}", order.at_once, order.then.name(), order.reason);
+            format!("{count} {nodes}, {} at once, then {}: {}", order.at_once, order.then.name(), order.reason);
         record(out, now, Subject::Fleet, "rolling_requested", format!("{id}: {sentence}"), Some(&order.actor));
         for node in &fit {
             self.wait_for_turn(*node, id, &order, now, out);

@@ -169,3 +169,16 @@ impl Fleet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_did_not_wake_is_tried_last_and_the_one_that_failed_longest_ago_before_the_others() {
+        let asleep = [(1, 1), (2, 2), (3, 3)].map(|(since, node)| (Timestamp(since), NodeId(node)));
+        let unwoken = [(1, 9), (3, 8)].map(|(node, at)| (NodeId(node), Timestamp(at)));
+        let order = in_order(asleep.into(), &BTreeMap::new(), &unwoken.into());
+        assert_eq!(order, [NodeId(2), NodeId(3), NodeId(1)]);
+    }
+}

@@ -148,6 +148,10 @@ impl Truth {
             }
             Effect::Stop { attempts, .. } => {
                 for order in attempts {
+                    if fleet.job(order.attempt.job).is_some_and(|job| job.spec.grace != order.grace) {
+                        let (attempt, grace) = (order.attempt, order.grace);
+                        return broken("F7", format!("attempt {attempt} is to stop within {grace}, not its own grace"));
+                    }
                     // One that ended in the same batch has no row any more.
                     let Some(row) = store.attempt(order.attempt) else { continue };
                     if row.stopping.is_none_or(|(_, reason)| reason != order.reason) {
