@@ -12,7 +12,8 @@ use super::sys;
 /// the last of them is gone, however long that takes.
 pub fn end_all() {
     loop {
-        for child in children() {
+        // Where this is another namespace's /proc, its numbers are other processes'.
+        for child in children().into_iter().filter(|child| sys::is_own_child(*child)) {
             // SAFETY: kill(2) takes no memory. It is our unreaped child, so the number is nobody else's.
             unsafe { libc::kill(child, libc::SIGKILL) };
         }
@@ -24,7 +25,7 @@ pub fn end_all() {
     }
 }
 
-/// Those of this process's one thread; none where the kernel does not list them.
+/// Those of this process's one thread; none where the kernel does not list them: then they are waited for.
 fn children() -> Vec<i32> {
     let own = std::process::id();
     let list = fs::read_to_string(format!("/proc/{own}/task/{own}/children")).unwrap_or_default();

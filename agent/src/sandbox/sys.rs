@@ -12,7 +12,7 @@ use std::{
 
 use nix::errno::Errno;
 pub use process::{
-    Cloned, Reaped, clone_process, end_and_reap, execute, exit_now, fork_process, reap_any, signal_pidfd,
+    Cloned, Reaped, clone_process, end_and_reap, execute, exit_now, fork_process, is_own_child, reap_any, signal_pidfd,
     vfork_process, wait_for_any, wait_pid, wait_pidfd,
 };
 

@@ -168,6 +168,12 @@ impl<'a> Watch<'a> {
         self.kill_at_us.is_some_and(|at| now >= at)
     }
 
+    /// The job's own group dies here, the rest after us.
+    fn end(&self) -> Over {
+        signal_group(self.job, libc::SIGKILL);
+        Over::Grace
+    }
+
     /// SIGTERM, if it has not had it, and the end by then at the latest.
     fn end_by(&mut self, kill_at_us: u64, why: &Status) {
         self.kill_at_us = Some(self.kill_at_us.map_or(kill_at_us, |earlier| earlier.min(kill_at_us)));
@@ -198,15 +204,17 @@ pub fn until_over(mut watch: Watch<'_>) -> Over {
         }
         if control {
             match read_order(watch.control) {
+                // It was told already: the lease's end comes to all of us at once.
+                Some([order::TERMINATE, _]) if watch.terminated => {}
                 Some([order::TERMINATE, _]) => watch.terminate(),
                 Some([order::SIGNAL, signal]) => watch.ask_to_save(signal.into()),
-                Some([order::KILL, _]) => return Over::Grace,
+                Some([order::KILL, _]) => return watch.end(),
                 Some(_) => {}
                 None => return Over::Spawner,
             }
         }
         if watch.meet_deadlines() {
-            return Over::Grace;
+            return watch.end();
         }
     }
 }

@@ -73,6 +73,8 @@ pub struct Live {
     pub term_at_us: Option<u64>,
     /// It was killed and is looked at again then: what does not empty is killed again, and told.
     pub look_again_at_us: Option<u64>,
+    /// Its init is of the program that this process had before.
+    pub is_taken_over: bool,
     /// The init is reaped; its cgroup may not be empty yet.
     pub reaped: Option<sys::Reaped>,
 }

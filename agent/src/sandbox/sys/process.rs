@@ -168,6 +168,16 @@ pub fn reap_any() -> Result<Option<(i32, Reaped)>> {
     Ok((pid != 0).then(|| (pid, reaped(raw_status, &usage))))
 }
 
+/// Whether this number is a child of this process that is not reaped.
+#[must_use]
+pub fn is_own_child(pid: i32) -> bool {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: all zeros is valid, and it lives through the call.
+    let mut found: libc::siginfo_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: as above; nothing is reaped (WNOWAIT).
+    unsafe { libc::waitid(libc::P_PID, pid.cast_unsigned(), &raw mut found, options) == 0 }
+}
+
 /// Waits until some child is over, and reaps it.
 ///
 /// # Errors

@@ -264,11 +264,13 @@ impl Keeper {
         let Some(attempt) = self.attempts.get_mut(&key) else { return };
         let Stage::Live(live) = &mut attempt.stage else { return };
         live.kill_at_us = None;
-        let first = live.look_again_at_us.replace(sys::boottime_us() + STUCK_US).is_none();
+        live.look_again_at_us = Some(sys::boottime_us() + STUCK_US);
         let as_a_whole = live.sandbox.group.is_some() || live.sandbox.shape.fences.has(Fence::NsPid);
-        if !as_a_whole && first && live.started_us.is_some() {
-            // The init ends all that there is, and only then itself. One that cannot is killed at the next look.
-            let _init_is_gone = nix::unistd::write(&live.sandbox.control, &[order::KILL]);
+        // An init of the former program may not know this order.
+        if !as_a_whole && live.started_us.is_some() && !live.is_taken_over {
+            // It ends all that there is, and only then itself: killed, it would leave what is not gone yet.
+            let _gone = sys::signal_pidfd(live.sandbox.pidfd.as_fd(), libc::SIGCONT);
+            let _gone = nix::unistd::write(&live.sandbox.control, &[order::KILL]);
             return self.retime(key);
         }
         if let Some(group) = &live.sandbox.group {

@@ -192,6 +192,7 @@ impl Keeper {
                 kill_at_us: None,
                 term_at_us: None,
                 look_again_at_us: None,
+                is_taken_over: false,
                 reaped: None,
             })),
         };

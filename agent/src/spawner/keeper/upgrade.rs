@@ -313,6 +313,7 @@ impl Keeper {
                         // One that was asked to save has its time until the kill, and no SIGTERM before it.
                         term_at_us: None,
                         look_again_at_us: live.look_again_at_us,
+                        is_taken_over: true,
                         reaped: live.reaped,
                     }))
                 }
