@@ -129,9 +129,10 @@ impl StateFolder {
             }
             written => written,
         };
-        if written.is_ok() && !reserve.exists() {
+        let is_whole = fs::metadata(&reserve).is_ok_and(|found| found.len() == RESERVE_BYTES as u64);
+        if written.is_ok() && !is_whole {
             // Without room for it now there may be at the next write.
-            let _ = fs::write(&reserve, vec![0x5a; RESERVE_BYTES]);
+            let _ = fs::write(&reserve, [0x5a; RESERVE_BYTES]);
         }
         written
     }
