@@ -50,9 +50,14 @@ pub struct Job {
     pub stop_noted: bool,
     /// The report of its end, until it is acknowledged.
     pub report: Option<Box<v1::AttemptEnded>>,
+    /// How often its order was sent and not read.
+    unread: u32,
     outputs: Vec<Vec<u8>>,
     watch: Option<AbortHandle>,
 }
+
+/// An order is sent at most so often without being read.
+const UNREAD_MAX: u32 = 16;
 
 /// How far an order is.
 pub enum Handover {
@@ -122,18 +127,24 @@ impl Job {
             sealing: false,
             stop_noted: false,
             report: None,
+            unread: 0,
             outputs,
             watch: None,
         }
     }
 
     /// The spawner that its order was sent to does not list it, and what a spawner has taken it lists until we forget
-    /// it: the order was lost with a connection, as one is that waits there while a spawner is upgraded.
-    pub fn take_back_unread(&mut self) {
+    /// it: the order was lost with a connection, as one is that waits there while a spawner is upgraded. False: that has
+    /// happened too often; it may be this very order that breaks them.
+    pub fn take_back_unread(&mut self) -> bool {
         self.handover = match std::mem::replace(&mut self.handover, Handover::Done) {
-            Handover::Sent(body, start) => Handover::Waiting(body, start),
+            Handover::Sent(body, start) => {
+                self.unread += 1;
+                Handover::Waiting(body, start)
+            }
             other @ (Handover::Waiting(..) | Handover::Fetching(..) | Handover::Done) => other,
         };
+        self.unread <= UNREAD_MAX
     }
 
     /// Did user code ever run?

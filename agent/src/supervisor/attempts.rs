@@ -36,7 +36,7 @@ use crate::{
 impl Supervisor {
     /// Adopts what the spawner holds, and finds what it lost. `is_new`: it is not the one that we spoke with before.
     pub(super) fn take_over(&mut self, greeting: Greeting, is_new: bool) {
-        let mut held = Vec::new();
+        let (mut held, mut unsendable) = (Vec::new(), Vec::new());
         let mut listed = BTreeSet::new();
         for one in greeting.held {
             let note = Note::decode(&one.note);
@@ -50,8 +50,8 @@ impl Supervisor {
             held.push(Adopted { order, phase, stopping: self.state.noted_stop(one.attempt) });
         }
         for (attempt, job) in &mut self.jobs {
-            if !is_new && !listed.contains(attempt) {
-                job.take_back_unread();
+            if !is_new && !listed.contains(attempt) && !job.take_back_unread() {
+                unsendable.push(*attempt);
             }
             let unsent = match &job.handover {
                 Handover::Waiting(body, start) | Handover::Fetching(body, start, _) => {
@@ -77,6 +77,9 @@ impl Supervisor {
         }
         self.tell(HostEvent::SpawnerListed { spawner: greeting.spawner_id, held });
         self.settle();
+        for attempt in unsendable {
+            self.fail_start(attempt, "order", Errno::EIO);
+        }
         let is_unsent = |job: &Job| matches!(job.handover, Handover::Waiting(..));
         let unsent: Vec<_> =
             self.host.running().filter(|attempt| self.jobs.get(attempt).is_some_and(is_unsent)).collect();
@@ -206,6 +209,7 @@ impl Supervisor {
     fn on_denied(&mut self, key: Option<AttemptKey>, reason: String) {
         tracing::warn!(attempt = ?key, reason, "the spawner denied a request");
         let Some((attempt, job)) = key.and_then(|key| job_of(&mut self.jobs, key)) else { return };
+        job.handover = Handover::Done;
         if let Collection::Asked(_) = job.collection {
             job.skip_outputs(&reason);
             self.seal(attempt);
@@ -276,6 +280,7 @@ impl Supervisor {
             Ok(()) => {}
             Err(error @ LinkError::TooLarge { .. }) => {
                 tracing::warn!(%attempt, "{error}");
+                job.handover = Handover::Done;
                 self.fail_start(attempt, "order", Errno::E2BIG);
             }
             Err(error) => self.on_link_failed(&error),
