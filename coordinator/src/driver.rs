@@ -419,9 +419,15 @@ impl Input {
     fn stored_bytes(&self) -> usize {
         match self {
             Self::Request { job: Some(job), .. } => job.template.len(),
-            Self::Request { job: None, .. } | Self::Events(_) | Self::Connect { .. } | Self::Query(_) | Self::Stop => 0,
+            Self::Events(events) => events.iter().map(detail_bytes).sum(),
+            Self::Request { job: None, .. } | Self::Connect { .. } | Self::Query(_) | Self::Stop => 0,
         }
     }
+}
+
+/// What comes with an attempt's end: tails of its output, small files.
+fn detail_bytes(event: &Event) -> usize {
+    if let Event::AttemptEnded { detail, .. } = event { detail.len() } else { 0 }
 }
 
 /// How many of these go into one commit; none: all.

@@ -170,7 +170,7 @@ pub const HOST_DISK_FLOOR_PART: u64 = 20;
 
 /// Events that the driver applies and commits together.
 pub const BATCH_EVENTS_MAX: usize = 4_096;
-/// Of new jobs in one commit, before what goes over it: a data base's message has an end.
+/// Of new jobs and of what came with ends in one commit, before what goes over it: a data base's message has an end.
 pub const COMMIT_BYTES_MAX: usize = 64 << 20;
 /// Events waiting for the driver.
 pub const DRIVER_QUEUE_MAX: usize = 16_384;
