@@ -28,8 +28,8 @@ use crate::{
 pub(super) const WRITER: &str = "muster writer";
 /// Between two tries of a renewal that failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// For a standby's question: connecting to each of several addresses is within it.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a standby's question, on a connection that stands.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A coordinator's part in who leads.
 #[derive(Debug)]
@@ -167,6 +167,7 @@ impl Standing {
 
     /// A data base that hangs without its connection breaking is left, so that the next of its addresses is tried.
     async fn look_in_time(&mut self) -> Result<Seen, Error> {
+        self.session.client().await?;
         match timeout(ANSWER_TIMEOUT, self.look()).await {
             Ok(looked) => looked,
             Err(_late) => Err(self.session.unreachable("it does not answer")),

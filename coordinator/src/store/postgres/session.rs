@@ -74,7 +74,8 @@ impl Target {
     async fn connect(&self, purpose: &str) -> Result<Client, Cause> {
         let mut last: Cause = "it names no host".into();
         for host in self.hosts() {
-            match timeout(HANDSHAKE_TIMEOUT, self.connect_to(host, purpose)).await {
+            let time = host.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT) + HANDSHAKE_TIMEOUT;
+            match timeout(time, self.connect_to(host, purpose)).await {
                 Ok(Ok(client)) => return Ok(client),
                 Ok(Err(error)) => last = error.into(),
                 Err(_late) => last = "it takes the connection and says nothing".into(),
@@ -100,6 +101,7 @@ impl Target {
                 config.port(*port);
             }
             config.ssl_mode(self.config.get_ssl_mode());
+            config.ssl_negotiation(self.config.get_ssl_negotiation());
             config.channel_binding(self.config.get_channel_binding());
             config.target_session_attrs(self.config.get_target_session_attrs());
             config.keepalives(self.config.get_keepalives());
@@ -227,7 +229,9 @@ pub(super) const FOLLOWED: &str = "MU002";
 pub(super) fn is_cut(error: &tokio_postgres::Error) -> bool {
     let Some(refusal) = error.as_db_error() else {
         // Not what this side could not even say: that would fail again for ever.
-        return error.is_closed() || error.source().is_some_and(|cause| cause.is::<io::Error>());
+        let is_broken = |error: &io::Error| error.kind() != io::ErrorKind::InvalidInput;
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        return error.is_closed() || cause.is_some_and(is_broken);
     };
     // Shutdown, crash, starting up; exceptions of the connection; a session that was idle or too many of them.
     let code = refusal.code().code();

@@ -1,5 +1,7 @@
 //! A batch as columns, and the one transaction that stores it.
 
+use std::cell::Cell;
+
 use futures_util::future::{LocalBoxFuture, join_all};
 use muster_core::effect::HistoryEntry;
 use tokio_postgres::{Client, Statement, types::ToSql};
@@ -13,6 +15,7 @@ use crate::store::{
 
 const BEGIN: &str = "BEGIN";
 const COMMIT: &str = "COMMIT";
+const ROLLBACK: &str = "ROLLBACK";
 const FENCE: &str = "SELECT muster.fence($1)";
 const FOLLOW: &str = "SELECT muster.follow($1)";
 const META: &str = "INSERT INTO muster.meta (name, value) SELECT * FROM unnest($1::text[], $2::text[])
@@ -203,10 +206,12 @@ pub(super) async fn once(session: &mut Session, term: i64, number: i64, rows: &R
     let (mine, previous): ([Param; 1], [Param; 1]) = ([Box::new(term)], [Box::new(number)]);
     sent.insert(0, (follow, &previous));
     sent.insert(0, (fence, &mine));
+    // What this side could not even send, the server does not refuse: then nothing is to be committed.
+    let is_unsent = Cell::new(false);
     let mut steps: Vec<LocalBoxFuture<'_, Result<(), tokio_postgres::Error>>> = Vec::with_capacity(sent.len() + 2);
     steps.push(Box::pin(client.batch_execute(BEGIN)));
-    steps.extend(sent.into_iter().map(|(statement, params)| execute(client, statement, params)));
-    steps.push(Box::pin(client.batch_execute(COMMIT)));
+    steps.extend(sent.into_iter().map(|(statement, params)| execute(client, statement, params, &is_unsent)));
+    steps.push(Box::pin(async { client.batch_execute(if is_unsent.get() { ROLLBACK } else { COMMIT }).await }));
     // Each is sent when it is first asked, and all are asked before the first answer is read. After one that
     // failed the server refuses the others, and ends the transaction at its COMMIT without keeping anything.
     let mut answers = join_all(steps).await.into_iter();
@@ -221,10 +226,11 @@ fn execute<'a>(
     client: &'a Client,
     statement: Statement,
     params: &'a [Param],
+    is_unsent: &'a Cell<bool>,
 ) -> LocalBoxFuture<'a, Result<(), tokio_postgres::Error>> {
     Box::pin(async move {
         let params: Vec<&(dyn ToSql + Sync)> = params.iter().map(|param| &**param as &(dyn ToSql + Sync)).collect();
-        client.execute(&statement, &params).await.map(|_| ())
+        client.execute(&statement, &params).await.map(|_| ()).inspect_err(|_| is_unsent.set(true))
     })
 }
 
