@@ -15,6 +15,7 @@ use std::{
 use muster_core::{
     ids::NodeId,
     limits,
+    node::SCALER,
     time::{Millis, Timestamp},
 };
 use rcgen::{
@@ -135,6 +136,9 @@ impl Role {
     }
 }
 
+/// Who the fleet itself is where somebody is named: the coordinator, its pools' rules, its settings.
+const OWN_NAMES: [&str; 3] = ["coordinator", SCALER, "start"];
+
 /// A person's or program's name, as its certificate and the history say it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PersonName(String);
@@ -155,8 +159,8 @@ impl std::str::FromStr for PersonName {
             let most = limits::NAME_LEN_MAX;
             return Err(format!("a name has 1 to {most} letters, digits or ._-@+, and no dot first"));
         }
-        if text == "coordinator" {
-            return Err("that is how the coordinator itself is named in the history".to_owned());
+        if OWN_NAMES.contains(&text) {
+            return Err(format!("`{text}` is the fleet itself, in its history"));
         }
         Ok(Self(text.to_owned()))
     }
@@ -592,7 +596,7 @@ mod tests {
         let again = Authority::admit(&pki, to, &ana, Role::Admin, DAY);
         assert!(matches!(again, Err(Error::Exists { .. })), "{again:?}");
         assert_eq!(fs::read(to.join("ana@example.com.key")).unwrap(), key, "it is as it was");
-        for refused in ["", "..", "a/b", "ana?role=admin", "uid:0", "coordinator", &"a".repeat(129)] {
+        for refused in ["", "..", "a/b", "ana?role=admin", "uid:0", "coordinator", "scaler", &"a".repeat(129)] {
             assert!(refused.parse::<PersonName>().is_err(), "{refused}");
         }
     }
