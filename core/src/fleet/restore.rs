@@ -98,7 +98,8 @@ impl Fleet {
     /// Who has left by itself keeps its name until another takes it: a person calls a host that sleeps by it. A
     /// provider's host does not come back, and its name goes to the next.
     fn name_who_is_away(&mut self) {
-        for (id, node) in &self.nodes {
+        // The later of two: an earlier release let a machine take the name of one that slept beside it.
+        for (id, node) in self.nodes.iter().rev() {
             if matches!(node.record.liveness, Liveness::Gone(_)) && node.record.host.is_none() {
                 self.names.entry(node.record.name.clone()).or_insert(*id);
             }
