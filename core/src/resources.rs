@@ -63,16 +63,20 @@ impl Resources {
         if self.cpu_milli > available.cpu_milli {
             Some(alloc::format!("{} CPU, and it asks {}", Cores(available.cpu_milli), Cores(self.cpu_milli)))
         } else if self.memory_bytes > available.memory_bytes {
-            Some(alloc::format!(
-                "{} of memory, and it asks {}",
-                Bytes(available.memory_bytes),
-                Bytes(self.memory_bytes)
-            ))
+            Some(lack("memory", available.memory_bytes, self.memory_bytes))
         } else if self.disk_bytes > available.disk_bytes {
-            Some(alloc::format!("{} of disk, and it asks {}", Bytes(available.disk_bytes), Bytes(self.disk_bytes)))
+            Some(lack("disk", available.disk_bytes, self.disk_bytes))
         } else {
             None
         }
+    }
+}
+
+fn lack(of: &str, available: u64, asked: u64) -> String {
+    match (alloc::format!("{}", Bytes(available)), alloc::format!("{}", Bytes(asked))) {
+        // Nearly the same: what is missing tells more than two equal numbers.
+        (have, asks) if have == asks => alloc::format!("{have} of {of}, and it asks {} more", Bytes(asked - available)),
+        (have, asks) => alloc::format!("{have} of {of}, and it asks {asks}"),
     }
 }
 
