@@ -5,10 +5,10 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, num::NonZeroU32, path::Path};
 
 use muster_core::{
-    effect::{Effect, Reply, StopReason, Subject},
+    effect::{DrainNotice, Effect, Reply, StopReason, Subject},
     end::{End, NodeLoss},
     event::{DrainOrder, DrainThen, Event, Held, HeldPhase, Hello, HostSample},
-    fleet::{Fleet, Image, Output},
+    fleet::{Fleet, Image, Meta, Output},
     ids::{Actor, AttemptId, Epoch, HostRequestId, JobId, NodeId, PoolName, RequestId, Revision, SessionId, Term},
     job::JobRecord,
     limits,
@@ -267,6 +267,10 @@ impl World {
                 let host = HostRequestId(first.parse().expect("a host"));
                 self.apply(Event::HostGone { pool: PoolName("local".into()), host })
             }
+            "provider_silent" | "provider_answers" => {
+                let trouble = (words.plain[0] == "provider_silent").then_some(reason);
+                self.apply(Event::ProviderHeard { pool: PoolName("local".into()), trouble })
+            }
             "host_described" => {
                 let host = HostRequestId(first.parse().expect("a host"));
                 let kept = words.named.get("kept").map(|reason| (*reason).to_owned());
@@ -280,7 +284,7 @@ impl World {
                 let seen = Seen { term: Term(words.number("term", 1)), commit: words.number("commit", 0) };
                 self.apply(Event::HostSaw { node: self.node(first), seen })
             }
-            "restart" => self.restart(words.number("term", 2)),
+            "restart" => self.restart(&words),
             "lead" => self.apply(Event::Led { term: Term(words.number("term", 2)) }),
             "release_brake" => self.apply(Event::ReleaseBrake { request, actor, reason }),
             "accept_loss" => self.apply(Event::AcceptLoss { request, actor, reason }),
@@ -362,7 +366,7 @@ impl World {
             boot_id: words.text("boot", "boot-1"),
             agent_start: words.number("start", 1),
             stream: words.number("stream", 0),
-            instance: name.into(),
+            instance: words.text("instance", name),
             capacity: Resources {
                 cpu_milli: words.number("cpu", 1) * 1_000,
                 memory_bytes: words.number("gib", 4) << 30,
@@ -378,7 +382,8 @@ impl World {
     }
 
     /// Another coordinator leads, with what the store has: all that is known of nobody's streams is gone.
-    fn restart(&mut self, term: u64) -> Vec<String> {
+    /// `longest=60s`: a leader of another version granted such leases.
+    fn restart(&mut self, words: &Words<'_>) -> Vec<String> {
         let fleet = &self.fleet;
         let jobs: Vec<_> =
             fleet.jobs().map(|(id, job)| (*id, JobRecord { live: BTreeMap::new(), ..job.clone() })).collect();
@@ -386,7 +391,10 @@ impl World {
             fleet.attempts_of(*id).map(|(id, record)| (id, record.clone())).collect::<Vec<_>>()
         };
         let image = Image {
-            meta: fleet.meta().clone(),
+            meta: Meta {
+                longest_lease: words.named.get("longest").map_or(fleet.meta().longest_lease, |span| seconds(span)),
+                ..fleet.meta().clone()
+            },
             attempts: jobs.iter().flat_map(attempts).collect(),
             jobs,
             nodes: fleet.nodes().map(|(id, node)| (id, node.clone())).collect(),
@@ -397,7 +405,7 @@ impl World {
             Err(damage) => return vec![damage.to_string()],
         };
         self.sessions.clear();
-        self.apply(Event::Led { term: Term(term) })
+        self.apply(Event::Led { term: Term(words.number("term", 2)) })
     }
 
     /// `held=100.0.1:running,100.1.1:queued`, placed under `held_term=`
@@ -430,7 +438,7 @@ impl World {
             request: Resources {
                 cpu_milli: words.number("cpu_milli", 1_000),
                 memory_bytes: words.number("gib", 1) << 30,
-                disk_bytes: 0,
+                disk_bytes: words.number("disk_mib", 0) << 20,
             },
             fences: words.text("fences", "").split(',').filter(|fence| !fence.is_empty()).map(str::to_owned).collect(),
             constraints: BTreeMap::new(),
@@ -538,8 +546,13 @@ fn effect(effect: &Effect) -> String {
         }
         Effect::Reply { reply: Ok(reply), .. } => format!("reply: {reply:?}"),
         Effect::Reply { reply: Err(denied), .. } => format!("denied: {denied}"),
-        Effect::Welcome { node, incarnation, unknown, .. } => {
-            format!("{node} <- welcome incarnation={} unknown=[{}]", incarnation.0, list(unknown))
+        Effect::Welcome { node, incarnation, unknown, drain, .. } => {
+            let drains = match drain {
+                Some(DrainNotice { within: Some(within) }) => format!(" drained within {within}"),
+                Some(DrainNotice { within: None }) => String::from(" drained, no deadline"),
+                None => String::new(),
+            };
+            format!("{node} <- welcome incarnation={} unknown=[{}]{drains}", incarnation.0, list(unknown))
         }
         Effect::GrantLease { node, duration, unknown, .. } => {
             format!("{node} <- lease {duration} unknown=[{}]", list(unknown))

@@ -136,3 +136,44 @@ impl Fleet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::Actor,
+        resources::Resources,
+        spec::{Delivery, JobSpec, OnDrain, Retries},
+        time::Millis,
+    };
+
+    #[test]
+    fn a_task_that_is_nowhere_or_in_two_places_is_damage() {
+        let spec = JobSpec {
+            name: "job".into(),
+            owner: Actor("ana".into()),
+            pool: None,
+            priority: 0,
+            tasks: 3,
+            request: Resources::default(),
+            fences: Default::default(),
+            constraints: Default::default(),
+            delivery: Delivery::AtLeastOnce,
+            on_drain: OnDrain::Finish,
+            retries: Retries::default(),
+            time_limit: None,
+            grace: Millis(0),
+        };
+        let whole = JobRecord::accepted(spec, "key".into(), [0; 32], Timestamp(1));
+        let restore = |record: JobRecord| {
+            Fleet::restore(Image { jobs: [(JobId(100), record)].into(), ..Image::default() }).map(|_| ())
+        };
+        assert_eq!(restore(whole.clone()), Ok(()));
+        let mut nowhere = whole.clone();
+        nowhere.waiting.remove(1);
+        assert!(restore(nowhere).unwrap_err().0.contains("2 are accounted for"));
+        let mut twice = whole;
+        twice.held.insert(1);
+        assert!(restore(twice).unwrap_err().0.contains("4 are accounted for"));
+    }
+}

@@ -158,3 +158,10 @@ fn at_most_once_is_not_retried_by_hand_either() {
     job.end_attempt(0, &on(1, &End::Exited(1)), NOW);
     assert!(!job.may_retry());
 }
+
+#[test]
+fn the_wait_after_failures_doubles_up_to_a_minute() {
+    let waits: Vec<u64> = [0, 1, 7, 8, 63, 64, u32::MAX].map(|tries| backoff(tries).0).into();
+    let most = limits::RETRY_BACKOFF_MAX.0;
+    assert_eq!(waits, [250, 500, 32_000, most, most, most, most]);
+}
