@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use muster_core::policy::PoolPolicy;
 use serde::Deserialize;
 
-use crate::identity::{PersonName, Role};
+use crate::person::{PersonName, Role};
 
 /// Where programs that make hosts are looked for.
 const PROVIDERS: &str = "/etc/muster/providers";

@@ -21,6 +21,7 @@ mod listen;
 mod logs;
 mod orders;
 mod parent;
+pub mod person;
 pub mod provider;
 mod room;
 mod rpc;

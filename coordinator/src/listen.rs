@@ -23,7 +23,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
-use crate::identity::{self, Caller, Role};
+use crate::{
+    identity::{self, Caller},
+    person::Role,
+};
 
 /// Handshakes under way at once: a storm of reconnects waits its turn in the kernel's queue.
 const HANDSHAKES_MAX: usize = 256;

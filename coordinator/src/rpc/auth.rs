@@ -12,10 +12,7 @@ use http::{Request, Response};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::{
-    identity::{Caller, Role},
-    shared::Members,
-};
+use crate::{identity::Caller, person::Role, shared::Members};
 
 /// What a call needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

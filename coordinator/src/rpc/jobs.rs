@@ -23,7 +23,8 @@ use super::{
 };
 use crate::{
     driver::{AcceptedJob, Change},
-    identity::{Role, sha256},
+    identity::sha256,
+    person::Role,
     starts::Parts,
 };
 

@@ -27,8 +27,9 @@ use tonic::{Request, Status};
 use crate::{
     blobs::Blobs,
     driver::Handle,
-    identity::{Authority, Caller, Role},
+    identity::{Authority, Caller},
     logs::Logs,
+    person::Role,
     room::Room,
     shared::{Members, Vitals},
     starts::Bodies,
